@@ -1,0 +1,30 @@
+"""Parameters and multiply-accumulates of an Architecture, without allocating it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from supernet.architecture import Architecture
+from supernet.metaformer import MetaFormer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`macs` counts convolutions, linear layers and matrix products for one image."""
+
+    parameters: int
+    macs: int
+
+
+def cost(architecture: Architecture) -> Cost:
+    """The exact cost of the standalone model, counted on the meta device."""
+    with torch.device("meta"):
+        model = MetaFormer(architecture).eval()
+        images = torch.empty(1, architecture.in_channels, *architecture.resolution_px)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters=parameters, macs=counter.get_total_flops() // 2)

@@ -1,0 +1,63 @@
+"""Elastic width: one set of weights, run at any smaller width by the leading channels of every parameter.
+
+A narrow call needs no elastic layers: a skeleton of the narrow module is built once on the meta device (it holds
+shapes and no memory), and called with slices of the full module's parameters and buffers in its place. So any plain
+module, a user's own block among them, is elastic, and a restricted supernet equals its subnet by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+WidthT = TypeVar("WidthT")
+
+
+class Elastic(nn.Module, Generic[WidthT]):
+    """A module at its full width that also runs at smaller ones; `build(width)` makes the module of a width."""
+
+    def __init__(self, build: Callable[[WidthT], nn.Module], full_width: WidthT) -> None:
+        super().__init__()
+        self.full = build(full_width)
+        self.full_width = full_width
+        self._build = build
+        self._skeletons: dict[WidthT, tuple[nn.Module]] = {}  # in a tuple, so that torch does not register them
+
+    def forward(self, x: Tensor, width: WidthT) -> Tensor:
+        """Run at a width; the input has that width's channels."""
+        if width == self.full_width:
+            return self.full(x)  # type: ignore[no-any-return]
+        skeleton = self._skeleton(width)
+        if skeleton.training != self.full.training:
+            skeleton.train(self.full.training)
+        return functional_call(skeleton, self.state_at(width), (x,))  # type: ignore[no-any-return]
+
+    def state_at(self, width: WidthT) -> dict[str, Tensor]:
+        """The parameters and buffers of the module at this width: leading slices, sharing memory with the full."""
+        full = dict(self.full.named_parameters()) | dict(self.full.named_buffers())
+        skeleton = self._skeleton(width)
+        return {name: leading(full[name], shape) for name, shape in _shapes(skeleton).items()}
+
+    def _skeleton(self, width: WidthT) -> nn.Module:
+        if width not in self._skeletons:
+            with torch.device("meta"):
+                self._skeletons[width] = (self._build(width),)
+        return self._skeletons[width][0]
+
+
+def leading(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The leading slice of this shape, a view. Raises `ValueError` if the shape does not fit."""
+    if tensor.shape == shape:
+        return tensor
+    if tensor.ndim != len(shape) or any(s > t for s, t in zip(shape, tensor.shape, strict=True)):
+        raise ValueError(f"no leading slice of shape {tuple(shape)} in a tensor of shape {tuple(tensor.shape)}")
+    return tensor[tuple(slice(size) for size in shape)]
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    named = dict(module.named_parameters()) | dict(module.named_buffers())
+    return {name: tensor.shape for name, tensor in named.items()}

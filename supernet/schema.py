@@ -1,0 +1,141 @@
+"""Records: the frozen, strictly validated values that every file of the project holds.
+
+A record is read from YAML or JSON, never from a pickle, and refuses unknown keys, wrong types and unknown
+schema versions with one line that names the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class UserError(ValueError):
+    """A mistake of the person at the keyboard: the command line prints its one line and exits with code 2."""
+
+
+class Record(BaseModel):
+    """A frozen pydantic model that refuses unknown keys and does not coerce types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def parse(record: type[RecordT], data: object, *, source: str) -> RecordT:
+    """Validate plain data (dicts, lists, numbers, strings) as a record.
+
+    Raises `UserError` with one line per defect, each naming the field, the rule and the value; `source` begins it.
+    """
+    try:
+        return record.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        lines = [_line(record, defect) for defect in error.errors()]
+        raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
+    except TypeError as error:  # YAML dates and the like, which JSON does not know
+        raise UserError(f"{source}: {error}") from None
+
+
+def read_data(path: Path) -> object:
+    """The plain data in a YAML or JSON file. Raises `UserError` if it is missing or malformed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    try:
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'} ({reason})") from None
+
+
+def load(record: type[RecordT], path: Path | str) -> RecordT:
+    """Read a record from a YAML or JSON file. Raises `UserError` for anything that is wrong with it."""
+    path = Path(path)
+    data = read_data(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
+    return parse(record, data, source=str(path))
+
+
+def save(value: Record, path: Path | str) -> None:
+    """Write a record as YAML or JSON (by suffix), whole or not at all."""
+    path = Path(path)
+    data = value.model_dump(mode="json")
+    if path.suffix == ".json":
+        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    else:
+        text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
+    write_atomically(path, text.encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and move it into place, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def digest(value: Record) -> str:
+    """The first 16 hex digits of the sha256 over the record's canonical JSON: its identity."""
+    canonical = json.dumps(value.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """A hint ' (did you mean X?)' or, with nothing similar, ' (known: A, B, C)'."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
+
+
+def _line(record: type[BaseModel], defect: Any) -> str:
+    location = [str(part) for part in defect["loc"]]
+    name = ".".join(location) or "the whole"
+    value = defect["input"]
+    if defect["type"] == "extra_forbidden":
+        owner = _record_at(record, defect["loc"][:-1])
+        return f"{name}: unknown key" + (nearest(location[-1], owner.model_fields) if owner else "")
+    if defect["type"] == "missing":
+        return f"{name}: required, but missing"
+    message = defect["msg"].removeprefix("Value error, ")
+    if defect["type"] == "value_error":
+        return f"{name}: {message}" if location else message
+    shown = repr(value)
+    return f"{name}: {message[0].lower() + message[1:]} (got {shown if len(shown) <= 60 else shown[:57] + '...'})"
+
+
+def _record_at(record: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The record class that the keys of a validation error's location lead to, as far as it can be followed."""
+    current: type[BaseModel] | None = record
+    for part in location:
+        if current is None:
+            return None
+        if isinstance(part, str) and part in current.model_fields:
+            current = _record_in(current.model_fields[part].annotation)
+    return current
+
+
+def _record_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (tuple, list, dict, typing.Union, types.UnionType, typing.Annotated):
+        found = [_record_in(argument) for argument in typing.get_args(annotation)]
+        return next((candidate for candidate in found if candidate), None)
+    return None

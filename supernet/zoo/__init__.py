@@ -1,0 +1,1 @@
+"""Published models as Architecture files, one YAML a model."""
