@@ -1,0 +1,176 @@
+"""Latency-driven slimming as published: greedy over three actions a step, accuracy drop per millisecond saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from search.actions import (
+    DropFirst3D,
+    NarrowStage,
+    SkipPath,
+    SlimmingAction,
+    apply,
+    first_token_block,
+    narrower_width,
+    skippable,
+)
+from search.importance import Importance
+from search.trajectory import Alternative, Step, Trajectory
+from supernet import Architecture, SearchSpace, UserError
+
+Score = Callable[[Architecture], float]
+"""Held-out accuracy of an architecture in percent."""
+
+
+class Latencies(Protocol):
+    """What predicts latency: `search.latency_table.LatencyTable` does."""
+
+    def latency_ms(self, architecture: Architecture) -> float:
+        """The predicted latency of a whole model in milliseconds."""
+        ...
+
+
+class BudgetUnreachable(UserError):
+    """The budget is below what the space can reach on this device."""
+
+    def __init__(self, budget_ms: float, smallest_ms: float) -> None:
+        super().__init__(
+            f"budget {budget_ms:g} ms is out of reach: the smallest architecture of the space takes"
+            f" {smallest_ms:.4g} ms on this device; raise the budget, or allow smaller widths or skipped blocks"
+        )
+        self.budget_ms = budget_ms
+        self.smallest_ms = smallest_ms
+
+
+def check_reachable(space: SearchSpace, *, table: Latencies, budget_ms: float) -> None:
+    """Raise `BudgetUnreachable` if even the smallest architecture is predicted above the budget."""
+    smallest_ms = table.latency_ms(space.smallest)
+    if smallest_ms > budget_ms:
+        raise BudgetUnreachable(budget_ms, smallest_ms)
+
+
+def slim(
+    space: SearchSpace,
+    *,
+    importance: Importance,
+    table: Latencies,
+    score: Score,
+    budget_ms: float,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Trajectory:
+    """Slim from the largest architecture until the predicted latency is within the budget.
+
+    At each step three actions are considered: identity at the least important MetaPath, the first token block
+    dropped, the least important stage narrowed by one width (facts: EfficientFormer section 4.2; abbreviated there
+    DR, MR, WR). Each is scored by its accuracy drop in points per millisecond saved by the table, and the smallest
+    is taken. An action that saves nothing gives way to the next least important one of its kind. A stage's
+    importance is the sum over the blocks it still has. Larger budgets lie on the way: `Trajectory.at(budget_ms)`.
+
+    Raises `BudgetUnreachable`, before any scoring where the smallest architecture already is too slow.
+    """
+    check_reachable(space, table=table, budget_ms=budget_ms)
+    architecture = space.largest
+    steps = [_first_step(architecture, table=table, accuracy_percent=score(architecture))]
+    progress(steps[0])
+    while steps[-1].latency_ms > budget_ms:
+        current = steps[-1]
+        offers = [
+            _offer(action, current, smaller, latency_ms=latency_ms, accuracy_percent=score(smaller))
+            for action, smaller, latency_ms in _saving_actions(space, current, importance=importance, table=table)
+        ]
+        if not offers:
+            raise BudgetUnreachable(budget_ms, current.latency_ms)
+        best = min(offers, key=lambda offer: (offer[0].drop_per_ms, offer[0].latency_ms))
+        steps.append(_next_step(current, best, [alternative for alternative, _ in offers]))
+        progress(steps[-1])
+    return Trajectory(steps=tuple(steps))
+
+
+def _first_step(architecture: Architecture, *, table: Latencies, accuracy_percent: float) -> Step:
+    return Step(
+        step=0,
+        action=None,
+        architecture=architecture,
+        digest=architecture.digest,
+        latency_ms=table.latency_ms(architecture),
+        accuracy_percent=accuracy_percent,
+        saved_ms=0.0,
+        accuracy_drop_points=0.0,
+        alternatives=(),
+    )
+
+
+def _saving_actions(
+    space: SearchSpace, current: Step, *, importance: Importance, table: Latencies
+) -> Iterator[tuple[SlimmingAction, Architecture, float]]:
+    """Of each kind the first action, from the least important on, that the table says saves time."""
+    kinds: tuple[list[SlimmingAction], ...] = (
+        _skips(space, current.architecture, importance),
+        [DropFirst3D()] if first_token_block(space, current.architecture) else [],
+        _narrowings(space, current.architecture, importance),
+    )
+    for actions in kinds:
+        for action in actions:
+            smaller = apply(action, current.architecture, space=space)
+            latency_ms = table.latency_ms(smaller)
+            if latency_ms < current.latency_ms:
+                yield action, smaller, latency_ms
+                break
+
+
+def _skips(space: SearchSpace, architecture: Architecture, importance: Importance) -> list[SlimmingAction]:
+    positions = sorted(skippable(space, architecture), key=lambda position: importance.of(*position))
+    return [SkipPath(stage=stage, block=block) for stage, block in positions]
+
+
+def _narrowings(space: SearchSpace, architecture: Architecture, importance: Importance) -> list[SlimmingAction]:
+    def stage_score(stage: int) -> float:
+        blocks = enumerate(space.choices(architecture)[stage - 1], start=1)
+        scores = [importance.of(stage, block) for block, candidate in blocks if not candidate.is_identity]
+        return sum(scores)
+
+    actions: list[SlimmingAction] = []
+    for stage in sorted(range(1, len(space.stages) + 1), key=stage_score):
+        width = narrower_width(space, architecture, stage)
+        if width is not None:
+            actions.append(NarrowStage(stage=stage, width_channels=width))
+    return actions
+
+
+def _offer(
+    action: SlimmingAction, current: Step, smaller: Architecture, *, latency_ms: float, accuracy_percent: float
+) -> tuple[Alternative, Architecture]:
+    saved_ms = current.latency_ms - latency_ms
+    drop_points = current.accuracy_percent - accuracy_percent
+    alternative = Alternative(
+        action=action,
+        latency_ms=latency_ms,
+        saved_ms=saved_ms,
+        accuracy_percent=accuracy_percent,
+        accuracy_drop_points=drop_points,
+        drop_per_ms=drop_points / saved_ms,
+        chosen=False,
+        reason=None,
+    )
+    return alternative, smaller
+
+
+def _next_step(current: Step, best: tuple[Alternative, Architecture], alternatives: list[Alternative]) -> Step:
+    taken, architecture = best
+    record = []
+    for alternative in alternatives:
+        chosen = alternative is taken
+        reason = None if chosen else f"loses {alternative.drop_per_ms:+.3g} points per ms, not {taken.drop_per_ms:+.3g}"
+        record.append(alternative.model_copy(update={"chosen": chosen, "reason": reason}))
+    return Step(
+        step=current.step + 1,
+        action=taken.action,
+        architecture=architecture,
+        digest=architecture.digest,
+        latency_ms=taken.latency_ms,
+        accuracy_percent=taken.accuracy_percent,
+        saved_ms=taken.saved_ms,
+        accuracy_drop_points=taken.accuracy_drop_points,
+        alternatives=tuple(record),
+    )

@@ -1,0 +1,75 @@
+"""Trajectory: every step a slimming took, with the alternatives it rejected; one JSON line a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from search.actions import SlimmingAction, apply
+from supernet import Architecture, SearchSpace, UserError
+from supernet.schema import Record, parse, write_atomically
+
+
+class Alternative(Record):
+    """One action that was considered at a step, and why it was not taken (None for the chosen one)."""
+
+    action: SlimmingAction
+    latency_ms: float
+    saved_ms: float
+    accuracy_percent: float
+    accuracy_drop_points: float
+    drop_per_ms: float
+    chosen: bool
+    reason: str | None
+
+
+class Step(Record):
+    """The architecture after a step. Step 0 is the start and has no action; predictions are the table's."""
+
+    step: int
+    action: SlimmingAction | None
+    architecture: Architecture
+    digest: str
+    latency_ms: float
+    accuracy_percent: float
+    saved_ms: float
+    accuracy_drop_points: float
+    alternatives: tuple[Alternative, ...]
+
+
+class Trajectory(Record):
+    """All steps from the largest architecture to the smallest budget."""
+
+    steps: Annotated[tuple[Step, ...], Field(min_length=1)]
+
+    def at(self, budget_ms: float) -> Step | None:
+        """The first step whose predicted latency is within the budget, or None if it was not reached."""
+        return next((step for step in self.steps if step.latency_ms <= budget_ms), None)
+
+    def replay(self, space: SearchSpace) -> Architecture:
+        """The last architecture, made again from the first one and the actions alone."""
+        architecture = self.steps[0].architecture
+        for step in self.steps[1:]:
+            assert step.action is not None
+            architecture = apply(step.action, architecture, space=space)
+        return architecture
+
+    def save(self, path: Path) -> None:
+        """Write one JSON line a step."""
+        lines = [json.dumps(step.model_dump(mode="json"), separators=(",", ":")) for step in self.steps]
+        write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Trajectory:
+        """Read a file of steps. Raises `UserError` naming the line that is wrong."""
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            steps = [parse(Step, json.loads(line), source=f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from None
+        if not steps:
+            raise UserError(f"{path}: holds no steps")
+        return cls(steps=tuple(steps))
