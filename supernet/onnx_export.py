@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 from torch import Tensor, nn
 
 from supernet.schema import UserError, write_atomically
@@ -29,6 +30,13 @@ from supernet.schema import UserError, write_atomically
 OPSET = 20
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 Exporter = Literal["torchscript", "dynamo"]
+
+_UNREADABLE = (
+    onnxruntime_errors.InvalidProtobuf,
+    onnxruntime_errors.InvalidArgument,
+    onnxruntime_errors.InvalidGraph,
+    onnxruntime_errors.Fail,
+)
 
 
 def default_exporter() -> Exporter:
@@ -84,7 +92,8 @@ def _dynamo(model: nn.Module, example: Tensor) -> bytes:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
     assert program is not None
-    return program.model_proto.SerializeToString()
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def export_onnx(model: nn.Module, path: Path | str, *, in_channels: int, resolution_px: tuple[int, int]) -> None:
@@ -135,9 +144,10 @@ def open_session(model: bytes | Path | str, *, threads: int) -> onnxruntime.Infe
         path = Path(model)
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        model = path.read_bytes()
-        try:
-            onnx.load_from_string(model)
-        except ValueError as error:
-            raise UserError(f"{path}: not an ONNX model ({error})") from None
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        model, source = path.read_bytes(), str(path)
+    else:
+        source = "the model"
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except _UNREADABLE as error:
+        raise UserError(f"{source}: not an ONNX model that ONNX Runtime can read ({error})") from None

@@ -1,0 +1,155 @@
+"""The console script `slimformer`. A user's mistake is one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.artifacts import RunFolder
+from experiments.console import Screen
+from experiments.experiment import Experiment, load_experiment
+from experiments.pipeline import run_stage, run_stages
+from experiments.plan import print_plan
+from experiments.run import Run
+from experiments.stages import STAGES, stage_named
+from experiments.summary import print_summary
+from supernet import UserError, cost, list_models, published_architecture
+from train.loop import LossDiverged
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Latency-driven slimming: MetaFormer models that meet a millisecond budget on your device.",
+)
+
+ExperimentArgument = Annotated[Path, typer.Argument(help="An experiment's YAML file, or the folder of a run.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The run folder (default: runs/NAME).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=5; may be repeated.")
+]
+RedoOption = Annotated[bool, typer.Option("--redo", help="Do again what the settings, or this command, touch.")]
+PluginOption = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="Your Python file with blocks or runtimes; may be repeated.")
+]
+
+
+@app.command("run")
+def run_command(
+    experiment: ExperimentArgument,
+    out: OutOption = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    override: SetOption = None,
+    redo: RedoOption = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done, and how long it takes.")] = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Run an experiment: supernet, table, search, retrain, export, evaluate, report. Run it again to go on."""
+    _import_plugins(plugin)
+    if until is not None:
+        stage_named(until)
+    screen = Screen()
+    described, folder = _opened(experiment, out, tuple(override or ()))
+    if plan:
+        print_plan(described, folder, screen)
+        return
+    with folder.locked():
+        folder.claim(described, redo=redo)
+        run = Run(described, folder, screen, command=_command())
+        run_stages(run, until=until)
+        if until is None or until == "report":
+            print_summary(run.path, screen)
+
+
+@app.command()
+def quickstart(out: OutOption = None) -> None:
+    """Run the whole line on 1,797 real handwritten digits, in minutes."""
+    path = Path(str(files("experiments").joinpath("quickstart.yaml")))
+    run_command(path, out=out)
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*") -> None:
+    """List the published models: parameters, MACs, resolution."""
+    names = list_models(pattern)
+    if not names:
+        raise UserError(f"no published model matches {pattern!r} (known: {', '.join(list_models())})")
+    rows = []
+    for name in names:
+        architecture = published_architecture(name)
+        size = cost(architecture)
+        height, width = architecture.resolution_px
+        rows.append([name, f"{size.parameters:,}", f"{size.macs:,}", f"{height}x{width}"])
+    Screen().table("Published models", ["name", "parameters", "MACs", "resolution"], rows)
+
+
+def _stage_command(name: str, summary: str) -> None:
+    @app.command(name, help=summary)
+    def command(
+        experiment: ExperimentArgument,
+        out: OutOption = None,
+        override: SetOption = None,
+        redo: RedoOption = False,
+        plugin: PluginOption = None,
+    ) -> None:
+        _import_plugins(plugin)
+        described, folder = _opened(experiment, out, tuple(override or ()))
+        with folder.locked():
+            folder.claim(described, redo=redo)
+            run_stage(Run(described, folder, Screen(), command=_command()), stage_named(name), redo=redo)
+
+
+for _stage in STAGES:
+    _stage_command(_stage.name, (_stage.run.__doc__ or "").strip())
+
+
+def _opened(path: Path, out: Path | None, overrides: tuple[str, ...]) -> tuple[Experiment, RunFolder]:
+    """The experiment that a YAML file or a run folder describes, and its folder."""
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(f"{path}: holds no run (no config.json); give an experiment's YAML file")
+        if out is not None and out != path:
+            raise UserError(f"--out {out}: the run folder {path} is given already")
+        return load_experiment(path / "config.json", overrides=overrides), RunFolder(path)
+    described = load_experiment(path, overrides=overrides)
+    return described, RunFolder(out if out is not None else Path("runs") / described.name)
+
+
+def _import_plugins(paths: list[Path] | None) -> None:
+    """Execute the user's own Python files, which register blocks and runtimes."""
+    for path in paths or []:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise UserError(f"--plugin {path}: no such Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+
+
+def _command() -> str:
+    return shlex.join(["slimformer", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for a user's mistake, 1 for a diverged training, 130 for an interruption."""
+    try:
+        app()
+    except LossDiverged as error:
+        print(f"slimformer: {error}", file=sys.stderr)
+        sys.exit(2)
+    except UserError as error:
+        print(f"slimformer: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("slimformer: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

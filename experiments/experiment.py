@@ -1,0 +1,167 @@
+"""Experiment: a whole run as one validated, frozen value, read from YAML; a variant changes one line of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from supernet.schema import Record, UserError, parse, read_data
+from supernet.space import SpaceShape
+from train.data import DataConfig
+from train.retraining import RetrainConfig
+from train.supernet_training import SupernetConfig
+
+Method = Literal["search", "uniform", "random"]
+Positive = Annotated[int, Field(gt=0)]
+Milliseconds = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Seeds(Record):
+    """One seed for each thing that is drawn, so that a search can be repeated with other retrainings."""
+
+    data: int = 0
+    supernet: int = 0
+    table: int = 0
+    search: int = 0
+    train: int = 0
+
+
+class TableConfig(Record):
+    """Where and how latency is measured.
+
+    `rounds` interleaved visits of every net; a block's time is that of `copies` more copies in a small net, divided.
+    `audit_nets` random whole nets are measured against their predictions.
+    """
+
+    runtime: str = "onnxruntime"
+    threads: Positive = 1
+    batch_size: Positive = 1
+    rounds: Positive = 30
+    copies: Positive = 4
+    audit_nets: Annotated[int, Field(ge=4)] = 20
+
+
+class SearchConfig(Record):
+    """What is asked of the search.
+
+    Budgets are given in milliseconds, or as shares of the largest architecture's predicted latency, for an experiment
+    that should run on any device. `methods` are all delivered at every budget: the slimming ("search") and its
+    baselines. A net must measure `margin` below its budget before it is retrained. Scores re-fit batch-norm statistics
+    on `refit_images` training images and count `score_images` of the held-out part (null: all of it).
+    """
+
+    budgets_ms: tuple[Milliseconds, ...] | None = None
+    budgets_of_largest: tuple[Fraction, ...] | None = None
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("search", "uniform", "random")
+    margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.02
+    refit_images: Positive = 1024
+    score_images: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_budget(self) -> SearchConfig:
+        if bool(self.budgets_ms) == bool(self.budgets_of_largest):
+            raise ValueError("give either budgets_ms or budgets_of_largest, with at least one budget")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("methods: each at most once")
+        return self
+
+
+class EvaluateConfig(Record):
+    """How a finished model is checked: numeric parity of the export, latency of the whole net, test accuracy."""
+
+    batch_size: Positive = 256
+    parity_images: Positive = 16
+    latency_rounds: Positive = 30
+
+
+class Experiment(Record):
+    """Everything that a run is made of. `device` auto means CUDA where there is one; `threads` 0 means all cores."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    seeds: Seeds = Seeds()
+    data: DataConfig
+    space: SpaceShape
+    supernet: SupernetConfig
+    table: TableConfig = TableConfig()
+    search: SearchConfig
+    train: RetrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _no_dots_only(cls, name: str) -> str:
+        if set(name) <= {"."}:
+            raise ValueError("a name needs a letter or digit")
+        return name
+
+    @model_validator(mode="after")
+    def _heads_agree(self) -> Experiment:
+        teacher = self.train.distillation
+        if teacher is not None and teacher.hard and not self.space.distillation_head:
+            raise ValueError("train.distillation.hard needs space.distillation_head: true")
+        return self
+
+
+def load_experiment(path: Path, *, overrides: tuple[str, ...] = ()) -> Experiment:
+    """Read an experiment from YAML or JSON, with overrides such as "train.epochs=5".
+
+    Raises `UserError` with one line for anything that is wrong.
+    """
+    data = read_data(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
+    for override in overrides:
+        _override(data, override)
+    return parse(Experiment, data, source=" ".join([str(path), *(f"--set {override}" for override in overrides)]))
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Set one dotted field; its value is read as YAML, so that 5, 0.1, true, null and [a, b] have their types."""
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise UserError(f"--set {override}: expected FIELD=VALUE, such as train.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML") from None
+    *sections, field = name.split(".")
+    place: Any = data
+    for section in sections:
+        place = place[int(section)] if _is_index(place, section) else _section(place, section, override)
+    if _is_index(place, field):
+        place[int(field)] = value
+    elif isinstance(place, dict):
+        place[field] = value
+    else:
+        raise UserError(f"--set {override}: {'.'.join(sections)} has no fields")
+
+
+def _is_index(place: object, part: str) -> bool:
+    return isinstance(place, list) and part.isdigit() and int(part) < len(place)
+
+
+def _section(place: object, section: str, override: str) -> object:
+    if not isinstance(place, dict):
+        raise UserError(f"--set {override}: there is nothing named {section} there")
+    if place.get(section) is None:
+        place[section] = {}
+    return place[section]
+
+
+def differences(first: Record, second: Record) -> list[str]:
+    """The dotted names of the fields in which two records differ."""
+
+    def walk(a: object, b: object, name: str) -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys = [*a, *(key for key in b if key not in a)]
+            return [line for key in keys for line in walk(a.get(key), b.get(key), f"{name}.{key}" if name else key)]
+        return [] if a == b else [f"{name} ({a} there, {b} here)"]
+
+    return walk(first.model_dump(mode="json"), second.model_dump(mode="json"), "")

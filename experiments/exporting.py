@@ -1,0 +1,135 @@
+"""Export: ONNX files, their parity, and the measured latency of the whole nets, which decides what is delivered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from experiments.models import Exported, ExportedModel, FoundModel, Job, found
+from experiments.retraining import retrain_model
+from experiments.run import Run
+from experiments.solving import Solver
+from search.measure import Net, Timing, measure
+from search.runtimes.onnx_runtime import OnnxRuntime
+from search.slimming import BudgetUnreachable
+from supernet import Architecture, MetaFormer, cost
+from supernet.onnx_export import export_onnx, onnx_parity
+from supernet.schema import save
+from train.checkpoint import load_weights, save_weights
+from train.randomness import generator_for
+from train.retraining import weights_path
+from train.splits import evaluation_batches
+
+MOST_TRIES = 4
+
+
+def export_models(run: Run) -> list[Path]:
+    """Export and measure every trained model; one over its budget is slimmed on, retrained and exported again."""
+    models = found(run.path).models
+    for model in models:
+        _export(run, model.job, run.path / "models" / model.job.name)
+    timings = _measure(run, [model.job for model in models])
+    solver = Solver(run)
+    results, paths = [], []
+    for model in models:
+        result = _within_budget(run, solver, model, timings[model.job.name])
+        results.append(result)
+        folder = run.path / "delivered" / model.job.name
+        paths += [folder / "architecture.yaml", folder / "model.safetensors", folder / "model.onnx"]
+    record = Exported(
+        runtime=run.runtime.name,
+        precision=run.runtime.precision,
+        threads=run.runtime.threads,
+        batch_size=run.experiment.table.batch_size,
+        models=tuple(results),
+    )
+    save(record, run.path / "exported.json")
+    return [*paths, run.path / "exported.json"]
+
+
+def _export(run: Run, job: Job, trained: Path) -> None:
+    """Write `delivered/NAME/`: architecture, weights and ONNX file of a trained model."""
+    folder = run.path / "delivered" / job.name
+    architecture = Architecture.load(trained / "architecture.yaml")
+    model = _trained(architecture, weights_path(trained))
+    architecture.save(folder / "architecture.yaml")
+    save_weights(model, folder / "model.safetensors")
+    export_onnx(
+        model,
+        folder / "model.onnx",
+        in_channels=architecture.in_channels,
+        resolution_px=architecture.resolution_px,
+    )
+
+
+def _trained(architecture: Architecture, weights: Path) -> MetaFormer:
+    model = MetaFormer(architecture)
+    load_weights(model, weights)
+    return model.eval()
+
+
+def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
+    """The latency of the delivered files themselves (or of their modules, on a runtime that reads no ONNX)."""
+    nets: dict[str, Net] = {}
+    for job in jobs:
+        folder = run.path / "delivered" / job.name
+        architecture = Architecture.load(folder / "architecture.yaml")
+        shape = (run.experiment.table.batch_size, architecture.in_channels, *architecture.resolution_px)
+        if isinstance(run.runtime, OnnxRuntime):
+            nets[job.name] = run.runtime.load(folder / "model.onnx", shape)
+        else:
+            nets[job.name] = run.runtime.build(_trained(architecture, folder / "model.safetensors"), shape)
+    with run.screen.bar("measuring delivered models") as advance:
+        return measure(
+            nets,
+            rounds=run.experiment.evaluate.latency_rounds,
+            warmup=5,
+            generator=generator_for(run.experiment.seeds.table, "delivered"),
+            progress=lambda done, total: advance(done, total, {}),
+        )
+
+
+def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) -> ExportedModel:
+    """The record of a model within its budget; if need be of a smaller one, trained and measured in its place."""
+    job, tries, predicted_ms = model.job, 1, model.predicted_ms
+    while timing.median_ms > job.budget_ms and tries < MOST_TRIES:
+        run.screen.line(f"  {job.name}: measures {timing.median_ms:.3f} ms, over its budget; slimming on")
+        ratio = timing.median_ms / predicted_ms
+        ask_ms = min(job.budget_ms * (1 - run.experiment.search.margin) / ratio, predicted_ms * (1 - 1e-6))
+        try:
+            delivery = solver.deliver(job, ask_at_most_ms=ask_ms)
+        except BudgetUnreachable as reason:
+            run.screen.line(f"  {job.name}: {reason}")
+            break
+        tries += 1
+        predicted_ms = delivery.rounds[-1].predicted_ms
+        directory = f"again/{tries}"
+        retrain_model(run, delivery.architecture, job, what=f"training {job.name} again", into=directory)
+        _export(run, job, run.path / directory / job.name)
+        timing = _measure(run, [job])[job.name]
+    return _record(run, job, timing, predicted_ms=predicted_ms, tries=tries)
+
+
+def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: int) -> ExportedModel:
+    folder = run.path / "delivered" / job.name
+    architecture = Architecture.load(folder / "architecture.yaml")
+    model = _trained(architecture, folder / "model.safetensors")
+    images, _ = next(iter(evaluation_batches(run.data.score, run.experiment.evaluate.parity_images)))
+    with torch.inference_mode():
+        parity = onnx_parity(model, folder / "model.onnx", images.cpu())
+    size = cost(architecture)
+    return ExportedModel(
+        job=job,
+        digest=architecture.digest,
+        predicted_ms=predicted_ms,
+        measured_ms=timing.median_ms,
+        measured_p10_ms=timing.p10_ms,
+        measured_p90_ms=timing.p90_ms,
+        within_budget=timing.median_ms <= job.budget_ms,
+        tries=tries,
+        onnx_max_difference=parity.max_abs_difference,
+        onnx_max_relative_difference=parity.max_relative,
+        parameters=size.parameters,
+        macs=size.macs,
+    )

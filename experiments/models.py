@@ -1,0 +1,124 @@
+"""Which models a run makes: one for each method and budget, and what the stages write down about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from experiments.experiment import Method
+from search.delivery import DeliveryRound
+from supernet.schema import Record, load
+
+
+class Job(Record):
+    """One model to make."""
+
+    method: Method
+    budget_ms: float
+
+    @property
+    def name(self) -> str:
+        """The model's name and folder, such as search-2ms."""
+        return f"{self.method}-{self.budget_ms:g}ms"
+
+
+class FoundModel(Record):
+    """An architecture whose whole net, with random weights, measured within its budget."""
+
+    job: Job
+    digest: str
+    predicted_ms: float
+    rounds: tuple[DeliveryRound, ...]
+
+
+class UnreachableModel(Record):
+    """A method that has nothing within a budget, and why."""
+
+    job: Job
+    reason: str
+
+
+class Found(Record):
+    """What the search stage found: `architectures/NAME.yaml` for each model."""
+
+    schema_version: Literal[1] = 1
+    budgets_ms: tuple[float, ...]
+    largest_ms: float
+    smallest_ms: float
+    models: tuple[FoundModel, ...]
+    unreachable: tuple[UnreachableModel, ...]
+
+
+class ExportedModel(Record):
+    """A trained model, exported and measured: latencies in ms, the ONNX file's largest difference in logits.
+
+    `tries` counts trainings: above 1, the measured latency of an earlier net was over the budget.
+    """
+
+    job: Job
+    digest: str
+    predicted_ms: float
+    measured_ms: float
+    measured_p10_ms: float
+    measured_p90_ms: float
+    within_budget: bool
+    tries: int
+    onnx_max_difference: float
+    onnx_max_relative_difference: float
+    parameters: int
+    macs: int
+
+
+class Exported(Record):
+    """What the export stage delivered: `delivered/NAME/` holds architecture.yaml, model.safetensors, model.onnx."""
+
+    schema_version: Literal[1] = 1
+    runtime: str
+    precision: str
+    threads: int
+    batch_size: int
+    models: tuple[ExportedModel, ...]
+
+
+class EvaluatedModel(Record):
+    """One delivered model with all of its figures; files are relative to the run folder."""
+
+    name: str
+    method: Method
+    budget_ms: float
+    predicted_ms: float
+    measured_ms: float
+    measured_p10_ms: float
+    measured_p90_ms: float
+    within_budget: bool
+    runtime: str
+    correct: int
+    accuracy_percent: float
+    parameters: int
+    macs: int
+    onnx_max_difference: float
+    architecture: str
+    weights: str
+    onnx: str
+    start: Literal["scratch", "inherited"]
+    seed: int
+
+
+class Evaluation(Record):
+    """The last figures of a run: test images are counted once, here."""
+
+    schema_version: Literal[1] = 1
+    test_set: str
+    test_images: int
+    models: tuple[EvaluatedModel, ...]
+    unreachable: tuple[UnreachableModel, ...]
+
+
+def found(path: Path) -> Found:
+    """Read what the search stage of a run folder found."""
+    return load(Found, path / "found.json")
+
+
+def exported(path: Path) -> Exported:
+    """Read what the export stage of a run folder delivered."""
+    return load(Exported, path / "exported.json")

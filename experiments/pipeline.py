@@ -1,0 +1,87 @@
+"""The line of stages: what is done is skipped by hash, what was interrupted goes on, what was edited is refused."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import Any
+
+import torch
+
+from experiments.artifacts import BegunStage, StageRecord, digest_of, environment, folder_digest
+from experiments.run import Run
+from experiments.stages import STAGES, Stage, clear_working_files
+from supernet import UserError
+
+
+def run_stages(run: Run, *, until: str | None = None) -> None:
+    """Run every stage up to `until`, the last by default; finished ones are checked and skipped."""
+    names = [stage.name for stage in STAGES]
+    last = names.index(until) if until is not None else len(names) - 1
+    for stage in STAGES[: last + 1]:
+        run_stage(run, stage, redo=False)
+
+
+def run_stage(run: Run, stage: Stage, *, redo: bool) -> None:
+    """Run one stage, unless it is finished with the same settings and inputs; `redo` does it again in any case.
+
+    Raises `UserError` if a stage that it reads is not finished, or if a file was changed since it was written.
+    """
+    key, inputs = _key(run, stage)
+    manifest = run.folder.manifest
+    record = manifest.stages.get(stage.name)
+    if record is not None and record.key == key and not redo:
+        run.folder.check_artifacts(stage.name)
+        run.screen.line(f"{stage.name}: done before, in {minutes(record.seconds)}")
+        return
+    begun = manifest.begun.get(stage.name)
+    if begun is None or begun.key != key or redo:
+        clear_working_files(stage.name, run.path)
+        begun = BegunStage(key=key, seconds=0.0)
+    run.folder.begin(stage.name, begun)
+    run.screen.line(f"{stage.name} ..." + (" (going on)" if begun.seconds else ""))
+    torch.set_num_threads(run.threads)
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    clock = time.monotonic()
+    try:
+        paths = stage.run(run)
+    except BaseException:
+        spent = begun.seconds + time.monotonic() - clock
+        run.folder.begin(stage.name, begun.model_copy(update={"seconds": spent}))
+        raise
+    seconds = begun.seconds + time.monotonic() - clock
+    run.folder.record(
+        stage.name,
+        StageRecord(
+            key=key,
+            started=started,
+            seconds=round(seconds, 2),
+            inputs=inputs,
+            artifacts=run.folder.hashes(paths),
+            seeds=run.experiment.seeds.model_dump(),
+            environment=environment(threads=run.threads, command=run.command),
+        ),
+    )
+    run.screen.line(f"{stage.name}: {minutes(seconds)}")
+
+
+def _key(run: Run, stage: Stage) -> tuple[str, dict[str, str]]:
+    """The digest of all that goes into a stage, and the hashes of the files it reads."""
+    finished = run.folder.manifest.stages
+    inputs: dict[str, str] = {}
+    for needed in stage.reads:
+        if needed not in finished:
+            raise UserError(
+                f"{run.path}: the stage {stage.name!r} needs {needed!r} first; run slimformer {needed} {run.path},"
+                f" or slimformer run on the experiment"
+            )
+        inputs |= run.folder.check_artifacts(needed)
+    content: dict[str, Any] = {"settings": stage.settings(run.experiment), "inputs": inputs}
+    if stage.reads_images:
+        content["images"] = folder_digest(run.experiment.data.path)
+    return digest_of(content), inputs
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people."""
+    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,47 @@
+"""Retraining the models of a run, each in a folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.models import Job
+from experiments.run import Run
+from supernet import Architecture
+from train.checkpoint import load_weights, save_weights
+from train.loop import checkpoint_path, metrics_path
+from train.retraining import NAME, initial_model, retrain, weights_path
+
+
+def retrain_model(run: Run, architecture: Architecture, job: Job, *, what: str, into: str = "models") -> list[Path]:
+    """Train one architecture and return its files; an interrupted training goes on, an identical one is shared.
+
+    Two methods or budgets can ask for the same architecture: with the same recipe and seed it is the same model, so
+    its weights are copied.
+    """
+    directory = run.path / into / job.name
+    train, seed = run.experiment.train, run.experiment.seeds.train
+    architecture_file = directory / "architecture.yaml"
+    twin = _twin(run, architecture, directory)
+    if twin == directory:
+        return [architecture_file, weights_path(directory), metrics_path(directory, NAME)]
+    supernet = run.supernet if train.start == "inherited" else None
+    model = initial_model(architecture, train, supernet=supernet, seed=seed)
+    if twin is not None:
+        load_weights(model, weights_path(twin))
+        save_weights(model, weights_path(directory))
+        metrics_path(directory, NAME).write_bytes(metrics_path(twin, NAME).read_bytes())
+    else:
+        with run.screen.bar(what) as advance:
+            retrain(model, run.data, train, seed=seed, directory=directory, progress=advance, device=run.device)
+    checkpoint_path(directory, NAME).unlink(missing_ok=True)
+    architecture.save(architecture_file)  # last: its presence says that the training is complete
+    return [architecture_file, weights_path(directory), metrics_path(directory, NAME)]
+
+
+def _twin(run: Run, architecture: Architecture, directory: Path) -> Path | None:
+    """A folder of this run, this one included, in which the same architecture has been trained to the end."""
+    for done in sorted((*run.path.glob("models/*/architecture.yaml"), *run.path.glob("again/*/*/architecture.yaml"))):
+        if Architecture.load(done) == architecture:
+            directory.mkdir(parents=True, exist_ok=True)
+            return done.parent
+    return None

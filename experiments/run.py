@@ -1,0 +1,93 @@
+"""Run: what the stages of one experiment share, opened when it is first needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from experiments.artifacts import RunFolder
+from experiments.console import Screen, counted
+from experiments.experiment import Experiment
+from search.latency_audit import LatencyAudit, measure_models
+from search.latency_table import LatencyTable
+from search.measure import Timing
+from search.runtimes import Runtime, runtime
+from supernet import Architecture, SearchSpace, Supernet, UserError
+from train.checkpoint import load_weights
+from train.data import ImageData, open_data
+from train.randomness import generator_for
+from train.supernet_training import weights_path
+
+
+class Run:
+    """An experiment, its folder, and everything that more than one stage needs."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, screen: Screen, *, command: str) -> None:
+        self.experiment, self.folder, self.screen, self.command = experiment, folder, screen, command
+        self.path = folder.path
+        self.threads = experiment.threads or len(os.sched_getaffinity(0))
+        self.device = chosen_device(experiment.device)
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The images, opened and decoded once."""
+        return open_data(self.experiment.data, seed=self.experiment.seeds.data)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space for these images."""
+        return SearchSpace.of(
+            self.experiment.space,
+            in_channels=self.data.in_channels,
+            resolution_px=self.data.resolution_px,
+            num_classes=self.data.num_classes,
+        )
+
+    @property
+    def supernet_directory(self) -> Path:
+        """Where the supernet's training keeps its files."""
+        return self.path / "supernet"
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The trained supernet."""
+        supernet = Supernet(self.space)
+        load_weights(supernet, weights_path(self.supernet_directory))
+        return supernet.to(self.device)
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """The runtime whose latency counts."""
+        return runtime(self.experiment.table.runtime, threads=self.experiment.table.threads)
+
+    @cached_property
+    def table(self) -> LatencyTable:
+        """The measured table, with the correction that its audit on whole nets found."""
+        (path,) = self.path.glob("latency-*-b*-t*.json")
+        correction = LatencyAudit.load(self.path / "latency-audit.json").correction
+        return LatencyTable.load(path).corrected(scale=correction.scale, constant_ms=correction.constant_ms)
+
+    def measure(self, nets: Sequence[Architecture], *, what: str) -> list[Timing]:
+        """The latency of whole nets under the table's condition, interleaved."""
+        with self.screen.bar(what) as advance:
+            timings = measure_models(
+                nets,
+                self.runtime,
+                batch_size=self.experiment.table.batch_size,
+                rounds=self.experiment.evaluate.latency_rounds,
+                warmup=5,
+                generator=generator_for(self.experiment.seeds.table, "measure", *(net.digest for net in nets)),
+                progress=counted(advance),
+            )
+        return [timings[net] for net in nets]
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of an experiment. Raises `UserError` for CUDA where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for, but torch finds no CUDA device here (use auto or cpu)")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

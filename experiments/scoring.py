@@ -1,0 +1,108 @@
+"""The score that the search is given: held-out accuracy of an inherited subnet, batch-norm statistics re-fitted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from search.importance import DiscretizationGap
+from supernet import Architecture, Sample, Supernet, UserError, inherit
+from train.augment import AugmentConfig
+from train.data import ImageData
+from train.evaluation import accuracy_of_batches, refit_batchnorm
+from train.recipe import Precision
+from train.splits import Batch, batches, evaluation_batches
+
+
+class Scorer:
+    """`score(architecture)` in percent, deterministic, cached by digest in a file of JSON lines.
+
+    The images, a fixed part of the training split for the statistics and of the score split for the accuracy, are
+    prepared once for all architectures. A file from an interrupted search is gone on with.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        data: ImageData,
+        *,
+        refit_images: int,
+        score_images: int | None,
+        batch_size: int,
+        precision: Precision,
+        cache: Path | None,
+    ) -> None:
+        self.supernet, self.precision, self.cache = supernet, precision, cache
+        device = next(supernet.parameters()).device
+        data = data.to(device)
+        still = AugmentConfig()
+        self.refit: list[Batch] = []
+        for batch in batches(data.train, batch_size, epoch=0, seed=0, augment=still, device=device):
+            self.refit.append(batch)
+            if len(self.refit) * batch_size >= refit_images:
+                break
+        self.images: list[Batch] = []
+        left = len(data.score) if score_images is None else min(score_images, len(data.score))
+        for images, labels in evaluation_batches(data.score, batch_size, device=device):
+            self.images.append((images[:left], labels[:left]))
+            left -= len(self.images[-1][1])
+            if left == 0:
+                break
+        self.known = _read(cache) if cache is not None else {}
+
+    def __call__(self, architecture: Architecture) -> float:
+        """Accuracy in percent on the score split."""
+        key = architecture.digest
+        if key not in self.known:
+            model = inherit(self.supernet, architecture)
+            self.known[key] = self.of(model)
+            if self.cache is not None:
+                with self.cache.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"digest": key, "accuracy_percent": self.known[key]}) + "\n")
+        return self.known[key]
+
+    def of(self, model: nn.Module) -> float:
+        """Accuracy in percent of any model, after re-fitting its batch-norm statistics in place."""
+        refit_batchnorm(model, self.refit, precision=self.precision)
+        return accuracy_of_batches(model, self.images, precision=self.precision).percent
+
+
+def _read(cache: Path) -> dict[str, float]:
+    if not cache.exists():
+        return {}
+    known = {}
+    for line in cache.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+            known[str(record["digest"])] = float(record["accuracy_percent"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{cache}: a line is damaged; delete the file, the search will score again") from None
+    return known
+
+
+class Fixed(nn.Module):
+    """A supernet with one choice made."""
+
+    def __init__(self, supernet: Supernet, choice: Sample) -> None:
+        super().__init__()
+        self.supernet, self.choice = supernet, choice
+
+    def forward(self, images_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Images to logits."""
+        return self.supernet(images_BCHW, self.choice)  # type: ignore[no-any-return]
+
+
+def discretization_gap(supernet: Supernet, scorer: Scorer, *, temperature: float) -> DiscretizationGap:
+    """Accuracy of the soft mixture against that of its most probable path, at the largest widths, without noise."""
+    probabilities = tuple((alpha.detach() / temperature).softmax(dim=0) for alpha in supernet.alpha_parameters())
+    chosen = tuple(int(p.argmax()) for p in probabilities)
+    soft = scorer.of(Fixed(supernet, Sample(supernet.largest_widths, probabilities, chosen=None)))
+    hard = scorer.of(Fixed(supernet, Sample(supernet.largest_widths, probabilities, chosen=chosen)))
+    return DiscretizationGap(
+        soft_accuracy_percent=soft,
+        hard_accuracy_percent=hard,
+        gap_points=soft - hard,
+        mean_dropped_probability=sum(1.0 - float(p.max()) for p in probabilities) / len(probabilities),
+    )

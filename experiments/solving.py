@@ -1,0 +1,107 @@
+"""The search methods of a run behind one call: an architecture predicted within a latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from experiments.models import Job
+from experiments.run import Run
+from experiments.scoring import Scorer
+from search.baselines import random_architecture, uniform_scaling
+from search.delivery import Delivery, deliver
+from search.importance import Importance
+from search.slimming import check_reachable, slim
+from search.trajectory import Step, Trajectory
+from supernet import Architecture
+from supernet.schema import load
+from train.randomness import generator_for
+
+
+class Solver:
+    """Solves for budgets with every method, and closes the loop by measuring whole nets."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.trajectory: Trajectory | None = None
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Held-out accuracy of subnets; scores are kept in the run folder, so that a search can go on."""
+        search = self.run.experiment.search
+        return Scorer(
+            self.run.supernet,
+            self.run.data,
+            refit_images=search.refit_images,
+            score_images=search.score_images,
+            batch_size=self.run.experiment.evaluate.batch_size,
+            precision=self.run.experiment.supernet.precision,
+            cache=self.run.path / "scores.jsonl",
+        )
+
+    def slimmed(self, asked_ms: float) -> Architecture:
+        """The first architecture on the trajectory within the latency; the trajectory is made as long as needed."""
+        step = self.trajectory.at(asked_ms) if self.trajectory is not None else None
+        if step is None:
+            self.trajectory = self._slim(asked_ms)
+            step = self.trajectory.at(asked_ms)
+        assert step is not None
+        return step.architecture
+
+    def _slim(self, budget_ms: float) -> Trajectory:
+        importance = load(Importance, self.run.path / "importance.json")
+        table, space = self.run.table, self.run.space
+        check_reachable(space, table=table, budget_ms=budget_ms)
+        with self.run.screen.bar("slimming") as advance:
+            start_ms = table.latency_ms(space.largest)
+
+            def progress(step: Step) -> None:
+                done = (start_ms - step.latency_ms) / max(start_ms - budget_ms, 1e-9)
+                figures = {"step": float(step.step), "ms": step.latency_ms, "held-out %": step.accuracy_percent}
+                advance(min(100, int(100 * done)), 100, figures)
+
+            return slim(
+                space,
+                importance=importance,
+                table=table,
+                score=self.scorer,
+                budget_ms=budget_ms,
+                progress=progress,
+            )
+
+    def method(self, job: Job) -> Callable[[float], Architecture]:
+        """`solve(asked_ms) -> Architecture` for a job's method."""
+        match job.method:
+            case "search":
+                return self.slimmed
+            case "uniform":
+                return lambda asked_ms: uniform_scaling(self.run.space, table=self.run.table, budget_ms=asked_ms)
+            case "random":
+                seed = self.run.experiment.seeds.search
+                return lambda asked_ms: random_architecture(
+                    self.run.space,
+                    table=self.run.table,
+                    budget_ms=asked_ms,
+                    generator=generator_for(seed, "random architecture", f"{job.budget_ms:g}"),
+                )
+
+    def deliver(self, job: Job, *, ask_at_most_ms: float | None = None) -> Delivery:
+        """An architecture whose whole net measures within the job's budget. Raises `BudgetUnreachable`."""
+
+        def measure_ms(architecture: Architecture) -> float:
+            return self.run.measure([architecture], what=f"measuring {job.name}")[0].median_ms
+
+        return deliver(
+            budget_ms=job.budget_ms,
+            margin=self.run.experiment.search.margin,
+            solve=self.method(job),
+            predict_ms=self.run.table.latency_ms,
+            measure_ms=measure_ms,
+            ask_at_most_ms=ask_at_most_ms,
+        )
+
+
+def architecture_path(folder: Path, job: Job) -> Path:
+    """The contract between search and retraining: `architecture-<budget>ms.yaml`, under its method's folder."""
+    return folder / "architectures" / job.method / f"architecture-{job.budget_ms:g}ms.yaml"

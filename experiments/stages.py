@@ -1,0 +1,295 @@
+"""The stages of a run, in order: each reads the files before it and writes its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis.report import write_report
+from experiments.experiment import Experiment
+from experiments.exporting import export_models
+from experiments.models import (
+    EvaluatedModel,
+    Evaluation,
+    Found,
+    FoundModel,
+    Job,
+    UnreachableModel,
+    exported,
+    found,
+)
+from experiments.retraining import retrain_model
+from experiments.run import Run
+from experiments.scoring import discretization_gap
+from experiments.solving import Solver, architecture_path
+from search.importance import importance_of
+from search.latency_audit import audit
+from search.slimming import BudgetUnreachable
+from search.table_building import build_table
+from supernet import Architecture, MetaFormer, Supernet
+from supernet.schema import UserError, save
+from train.checkpoint import load_weights
+from train.evaluation import accuracy
+from train.loop import checkpoint_path, metrics_path
+from train.randomness import generator_for
+from train.supernet_training import NAME as SUPERNET
+from train.supernet_training import train_supernet, weights_path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the line: `reads` are the stages whose files it reads, `settings` what it takes of the config."""
+
+    name: str
+    reads: tuple[str, ...]
+    reads_images: bool
+    settings: Callable[[Experiment], dict[str, Any]]
+    run: Callable[[Run], list[Path]]
+
+
+def train_supernet_stage(run: Run) -> list[Path]:
+    """Train the supernet; write its weights, metrics and `importance.json`."""
+    experiment = run.experiment
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(experiment.seeds.supernet)
+        supernet = Supernet(run.space)
+    with run.screen.bar("training the supernet") as advance:
+        train_supernet(
+            supernet,
+            run.data,
+            experiment.supernet,
+            seed=experiment.seeds.supernet,
+            directory=run.supernet_directory,
+            progress=advance,
+            device=run.device,
+        )
+    run.supernet = supernet
+    temperature = experiment.supernet.temperature.end
+    importance = importance_of(
+        supernet,
+        mixing=experiment.supernet.mixing,
+        temperature=temperature,
+        discretization_gap=discretization_gap(supernet, Solver(run).scorer, temperature=temperature),
+    )
+    save(importance, run.path / "importance.json")
+    checkpoint_path(run.supernet_directory, SUPERNET).unlink(missing_ok=True)
+    return [
+        weights_path(run.supernet_directory),
+        metrics_path(run.supernet_directory, SUPERNET),
+        run.path / "importance.json",
+    ]
+
+
+def table_stage(run: Run) -> list[Path]:
+    """Measure the latency table, and audit it on random whole nets."""
+    config, seed = run.experiment.table, run.experiment.seeds.table
+    for stale in run.path.glob("latency-*.json"):
+        stale.unlink()
+    with run.screen.bar("measuring blocks") as advance:
+        table = build_table(
+            run.space,
+            run.runtime,
+            batch_size=config.batch_size,
+            rounds=config.rounds,
+            copies=config.copies,
+            seed=seed,
+            progress=lambda done, total: advance(done, total, {}),
+        )
+    generator = generator_for(seed, "audit nets")
+    nets = _distinct_random(run, config.audit_nets, generator)
+    with run.screen.bar("measuring whole nets") as advance:
+        checked = audit(
+            table,
+            nets,
+            run.runtime,
+            rounds=config.rounds,
+            seed=seed,
+            progress=lambda done, total: advance(done, total, {}),
+        )
+    table_path, audit_path = run.path / table.file_name, run.path / "latency-audit.json"
+    table.save(table_path)
+    checked.save(audit_path)
+    run.screen.line(
+        f"  {len(table.entries)} entries; on {len(checked.pairs)} random whole nets: mean absolute error"
+        f" {checked.mean_absolute_error_percent:.1f} % before the correction"
+        + (
+            f", {checked.held_out.mean_absolute_error_percent:.1f} % after it on nets it was not fitted to"
+            if checked.held_out
+            else ""
+        )
+    )
+    return [table_path, audit_path]
+
+
+def _distinct_random(run: Run, count: int, generator: torch.Generator) -> list[Architecture]:
+    nets: dict[str, Architecture] = {}
+    for _ in range(50 * count):
+        if len(nets) == count:
+            break
+        architecture = run.space.random(generator)
+        nets[architecture.digest] = architecture
+    return list(nets.values())
+
+
+def search_stage(run: Run) -> list[Path]:
+    """Find, for every method and budget, an architecture whose whole net measures within the budget."""
+    search, table = run.experiment.search, run.table
+    largest_ms, smallest_ms = table.latency_ms(run.space.largest), table.latency_ms(run.space.smallest)
+    budgets = search.budgets_ms or tuple(
+        float(f"{share * largest_ms:.3g}") for share in search.budgets_of_largest or ()
+    )
+    budgets = tuple(sorted(set(budgets)))
+    if budgets[0] * (1 - search.margin) < smallest_ms:
+        raise BudgetUnreachable(budgets[0], smallest_ms / (1 - search.margin))
+    solver = Solver(run)
+    if "search" in search.methods:
+        solver.slimmed((1 - search.margin) * budgets[0])
+    models: list[FoundModel] = []
+    unreachable: list[UnreachableModel] = []
+    paths: list[Path] = []
+    for job in (Job(method=method, budget_ms=budget) for method in search.methods for budget in budgets):
+        try:
+            delivery = solver.deliver(job)
+        except BudgetUnreachable as reason:
+            if job.method == "search":
+                raise
+            unreachable.append(UnreachableModel(job=job, reason=str(reason)))
+            run.screen.line(f"  {job.name}: {reason}")
+            continue
+        path = architecture_path(run.path, job)
+        delivery.architecture.save(path)
+        paths.append(path)
+        last = delivery.rounds[-1]
+        models.append(FoundModel(job=job, digest=last.digest, predicted_ms=last.predicted_ms, rounds=delivery.rounds))
+        run.screen.line(
+            f"  {job.name}: predicted {last.predicted_ms:.3f} ms, measured {last.measured_ms:.3f} ms"
+            f" after {len(delivery.rounds)} round{'s' if len(delivery.rounds) > 1 else ''}"
+        )
+    if solver.trajectory is not None:
+        solver.trajectory.save(run.path / "trajectory.jsonl")
+        paths.append(run.path / "trajectory.jsonl")
+    result = Found(
+        budgets_ms=budgets,
+        largest_ms=largest_ms,
+        smallest_ms=smallest_ms,
+        models=tuple(models),
+        unreachable=tuple(unreachable),
+    )
+    save(result, run.path / "found.json")
+    return [*paths, run.path / "found.json"]
+
+
+def retrain_stage(run: Run) -> list[Path]:
+    """Retrain every architecture that was found, each standalone."""
+    paths = []
+    models = found(run.path).models
+    for number, model in enumerate(models, start=1):
+        architecture = Architecture.load(architecture_path(run.path, model.job))
+        what = f"training {model.job.name} ({number} of {len(models)})"
+        paths += retrain_model(run, architecture, model.job, what=what)
+    return paths
+
+
+def evaluate_stage(run: Run) -> list[Path]:
+    """Count the test images, once, with every delivered model."""
+    delivered = exported(run.path)
+    config = run.experiment.evaluate
+    models = []
+    with run.screen.bar("test images") as advance:
+        for number, model in enumerate(delivered.models, start=1):
+            folder = run.path / "delivered" / model.job.name
+            net = MetaFormer(Architecture.load(folder / "architecture.yaml"))
+            load_weights(net, folder / "model.safetensors")
+            net.to(run.device)
+            counted = accuracy(net, run.data.test, batch_size=config.batch_size, precision="fp32")
+            advance(number, len(delivered.models), {"%": counted.percent})
+            models.append(
+                EvaluatedModel(
+                    name=model.job.name,
+                    method=model.job.method,
+                    budget_ms=model.job.budget_ms,
+                    predicted_ms=model.predicted_ms,
+                    measured_ms=model.measured_ms,
+                    measured_p10_ms=model.measured_p10_ms,
+                    measured_p90_ms=model.measured_p90_ms,
+                    within_budget=model.within_budget,
+                    runtime=delivered.runtime,
+                    correct=counted.correct,
+                    accuracy_percent=counted.percent,
+                    parameters=model.parameters,
+                    macs=model.macs,
+                    onnx_max_difference=model.onnx_max_difference,
+                    architecture=run.folder.relative(folder / "architecture.yaml"),
+                    weights=run.folder.relative(folder / "model.safetensors"),
+                    onnx=run.folder.relative(folder / "model.onnx"),
+                    start=run.experiment.train.start,
+                    seed=run.experiment.seeds.train,
+                )
+            )
+    result = Evaluation(
+        test_set=run.experiment.data.path,
+        test_images=len(run.data.test),
+        models=tuple(models),
+        unreachable=found(run.path).unreachable,
+    )
+    save(result, run.path / "evaluation.json")
+    return [run.path / "evaluation.json"]
+
+
+def report_stage(run: Run) -> list[Path]:
+    """Draw the report from the files of the other stages."""
+    return [write_report(run.path)]
+
+
+def _of(*sections: str, seeds: tuple[str, ...] = ()) -> Callable[[Experiment], dict[str, Any]]:
+    def settings(experiment: Experiment) -> dict[str, Any]:
+        config = experiment.model_dump(mode="json")
+        return {name: config[name] for name in sections} | {f"seed {name}": config["seeds"][name] for name in seeds}
+
+    return settings
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "supernet",
+        (),
+        True,
+        _of("data", "space", "supernet", "search", "evaluate", seeds=("data", "supernet")),
+        train_supernet_stage,
+    ),
+    Stage("table", (), True, _of("data", "space", "table", seeds=("table",)), table_stage),
+    Stage("search", ("supernet", "table"), True, _of("search", "evaluate", seeds=("search",)), search_stage),
+    Stage("retrain", ("supernet", "search"), True, _of("train", "data", seeds=("train", "data")), retrain_stage),
+    Stage("export", ("supernet", "table", "search", "retrain"), True, _of("evaluate", "search"), export_models),
+    Stage("evaluate", ("search", "export"), True, _of("evaluate", "data"), evaluate_stage),
+    Stage("report", ("supernet", "table", "search", "evaluate"), False, _of("name"), report_stage),
+)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of this name. Raises `UserError` for an unknown one."""
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise UserError(f"unknown stage {name!r} (known: {', '.join(stage.name for stage in STAGES)})")
+
+
+def clear_working_files(stage: str, folder: Path) -> None:
+    """Remove what an interrupted or finished earlier try of a stage left behind, to begin it anew."""
+    leftovers = {
+        "supernet": ["supernet", "scores.jsonl"],
+        "search": ["scores.jsonl", "architectures"],
+        "retrain": ["models"],
+        "export": ["delivered", "again"],
+    }
+    for name in leftovers.get(stage, []):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,35 @@
+"""The last words of a run on the terminal: the delivered models, the verdict, where the report is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis.files import EvaluationFile
+from analysis.summary import summary_table
+from analysis.verdict import comparisons, overall
+from experiments.console import Screen
+from supernet.schema import load
+
+
+def print_summary(path: Path, screen: Screen) -> None:
+    """Print a row a model, whether the search beat each baseline, and the report's path."""
+    rows = [
+        [
+            row.name,
+            f"{row.budget_ms:g}",
+            f"{row.predicted_ms:.3f}",
+            f"{row.measured_ms:.3f}",
+            "yes" if row.within_budget else "NO",
+            f"{row.accuracy_percent:.2f}",
+            f"{row.parameters / 1e6:.2f}",
+            f"{row.macs / 1e6:.1f}",
+        ]
+        for row in summary_table(path)
+    ]
+    header = ["model", "budget ms", "predicted", "measured", "within", "test %", "params M", "MACs M"]
+    screen.table("Delivered models", header, rows)
+    evaluation = load(EvaluationFile, path / "evaluation.json")
+    found = comparisons(evaluation.models, test_images=evaluation.test_images)
+    for baseline in dict.fromkeys(comparison.baseline for comparison in found):
+        screen.line(overall([comparison for comparison in found if comparison.baseline == baseline]))
+    screen.line(f"Report: {(path / 'report.html').resolve()}")

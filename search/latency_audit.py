@@ -1,0 +1,216 @@
+"""Latency audit: what a table predicts against what whole nets measure, and the linear correction that follows.
+
+Additivity is reported with its error, never assumed. Beside the error stands what the same nets differ by when they
+are measured again, because no prediction can be better than that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.optimize import nnls
+from scipy.stats import kendalltau
+
+from search.latency_table import Correction, LatencyTable
+from search.measure import Clock, Progress, Timing, measure
+from search.runtimes import Runtime
+from supernet.architecture import Architecture
+from supernet.metaformer import MetaFormer
+from supernet.schema import Record, load, save
+
+
+class LatencyPair(Record):
+    """One whole net: the table's prediction and the measurement, in ms."""
+
+    digest: str
+    predicted_ms: float
+    measured_ms: Annotated[float, Field(gt=0)]
+    measured_p10_ms: float
+    measured_p90_ms: float
+    remeasured_ms: Annotated[float, Field(gt=0)]
+
+    @property
+    def error_percent(self) -> float:
+        """How far the prediction is above (+) or below (-) the measurement."""
+        return 100.0 * (self.predicted_ms / self.measured_ms - 1.0)
+
+
+class LatencyErrors(Record):
+    """Errors of predictions, in percent of the measurement; `kendall_tau` is None where it is not defined."""
+
+    mean_absolute_error_percent: float
+    bias_percent: float
+    within_5_percent: float
+    within_10_percent: float
+    worst_percent: float
+    kendall_tau: float | None
+
+
+class HeldOut(LatencyErrors):
+    """Errors after a correction that was fitted on the first `fitted` nets and judged on the other `judged` ones."""
+
+    fitted: int
+    judged: int
+    correction: Correction
+
+
+class LatencyAudit(LatencyErrors):
+    """Predicted against measured latency of whole nets, under the table's condition.
+
+    `remeasurement_percent` is the mean absolute difference between the two halves of the rounds: the floor.
+    """
+
+    schema_version: Literal[1] = 1
+    runtime: str
+    precision: str
+    threads: int
+    batch_size: int
+    pairs: Annotated[tuple[LatencyPair, ...], Field(min_length=1)]
+    remeasurement_percent: float
+    correction: Correction
+    held_out: HeldOut | None
+
+    @classmethod
+    def load(cls, path: Path | str) -> LatencyAudit:
+        """Read an audit. Raises `UserError` for anything wrong with the file."""
+        return load(cls, path)
+
+    def save(self, path: Path | str) -> None:
+        """Write the audit as JSON or YAML, by suffix."""
+        save(self, path)
+
+
+def audit(
+    table: LatencyTable,
+    nets: Sequence[Architecture],
+    runtime: Runtime,
+    *,
+    rounds: int,
+    seed: int,
+    warmup: int = 3,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> LatencyAudit:
+    """Measure whole nets on the table's runtime and compare with what the table predicts.
+
+    `correction` in the result is fitted on all nets, `held_out` on the first half and judged on the second (None with
+    fewer than four nets). Raises `UnmeasuredBlock` for a net that the table cannot predict and `ValueError` if the
+    runtime is another than the table's.
+    """
+    condition = (table.runtime.name, table.precision, table.threads)
+    if (runtime.name, runtime.precision, runtime.threads) != condition:
+        raise ValueError(f"the table is of {table.environment}, not of {runtime.name} with {runtime.threads} threads")
+    distinct = list({net.digest: net for net in nets}.values())
+    predicted_ms = [table.latency_ms(net) for net in distinct]
+    timings = measure_models(
+        distinct,
+        runtime,
+        batch_size=table.batch_size,
+        rounds=rounds,
+        warmup=warmup,
+        generator=torch.Generator().manual_seed(seed),
+        progress=progress,
+        clock=clock,
+    )
+    pairs = tuple(_pair(net, ms, timings[net]) for net, ms in zip(distinct, predicted_ms, strict=True))
+    return _summary(table, pairs)
+
+
+def measure_models(
+    nets: Sequence[Architecture],
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    rounds: int,
+    warmup: int,
+    generator: torch.Generator,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> dict[Architecture, Timing]:
+    """Time whole nets with random weights, interleaved (`search.measure.measure`)."""
+    built = {}
+    for net in nets:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = MetaFormer(net).eval()
+        built[net] = runtime.build(module, (batch_size, net.in_channels, *net.resolution_px))
+    return measure(built, rounds=rounds, warmup=warmup, generator=generator, progress=progress, clock=clock)
+
+
+def errors(pairs: Sequence[LatencyPair]) -> LatencyErrors:
+    """The errors of these predictions."""
+    percent = np.array([pair.error_percent for pair in pairs])
+    tau = float("nan")
+    if len(pairs) > 1:
+        tau = kendalltau([pair.predicted_ms for pair in pairs], [pair.measured_ms for pair in pairs]).statistic
+    return LatencyErrors(
+        mean_absolute_error_percent=float(np.abs(percent).mean()),
+        bias_percent=float(percent.mean()),
+        within_5_percent=float(100 * (np.abs(percent) <= 5).mean()),
+        within_10_percent=float(100 * (np.abs(percent) <= 10).mean()),
+        worst_percent=float(np.abs(percent).max()),
+        kendall_tau=None if np.isnan(tau) else float(tau),
+    )
+
+
+def fit_correction(pairs: Sequence[LatencyPair]) -> Correction:
+    """The constant and scale, both at least zero, with the least squared relative error (scipy's nnls).
+
+    With one pair, or pairs of one predicted latency, it is a scale alone. Raises `ValueError` without pairs.
+    """
+    if not pairs:
+        raise ValueError("a correction needs at least one measured net")
+    predicted, measured = (
+        np.array([getattr(pair, name) for pair in pairs]) for name in ("predicted_ms", "measured_ms")
+    )
+    columns = [predicted / measured]
+    if len(np.unique(predicted)) > 1:
+        columns.append(1.0 / measured)
+    solution, _ = nnls(np.stack(columns, axis=1), np.ones(len(pairs)))
+    if solution[0] <= 0.0:  # predictions that explain nothing: keep their order rather than predict one constant
+        return Correction(scale=float(np.median(measured / predicted)))
+    return Correction(scale=float(solution[0]), constant_ms=float(solution[1]) if len(solution) > 1 else 0.0)
+
+
+def _pair(net: Architecture, predicted_ms: float, timing: Timing) -> LatencyPair:
+    first, second = timing.samples_ms[0::2], timing.samples_ms[1::2] or timing.samples_ms
+    return LatencyPair(
+        digest=net.digest,
+        predicted_ms=predicted_ms,
+        measured_ms=timing.median_ms,
+        measured_p10_ms=timing.p10_ms,
+        measured_p90_ms=timing.p90_ms,
+        remeasured_ms=float(np.median(second) * timing.median_ms / np.median(first)),
+    )
+
+
+def _summary(table: LatencyTable, pairs: tuple[LatencyPair, ...]) -> LatencyAudit:
+    half = len(pairs) // 2
+    held_out = None
+    if half >= 2:
+        correction = fit_correction(pairs[:half])
+        judged = [_corrected(pair, correction) for pair in pairs[half:]]
+        held_out = HeldOut(**errors(judged).model_dump(), fitted=half, judged=len(judged), correction=correction)
+    differences = [abs(pair.remeasured_ms / pair.measured_ms - 1.0) for pair in pairs]
+    return LatencyAudit(
+        **errors(pairs).model_dump(),
+        runtime=table.runtime.name,
+        precision=table.precision,
+        threads=table.threads,
+        batch_size=table.batch_size,
+        pairs=pairs,
+        remeasurement_percent=100.0 * float(np.mean(differences)),
+        correction=fit_correction(pairs),
+        held_out=held_out,
+    )
+
+
+def _corrected(pair: LatencyPair, correction: Correction) -> LatencyPair:
+    predicted_ms = correction.constant_ms + correction.scale * pair.predicted_ms
+    return pair.model_copy(update={"predicted_ms": predicted_ms})

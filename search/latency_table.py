@@ -1,0 +1,236 @@
+"""LatencyTable: measured milliseconds of every part an architecture can have, on one runtime of one device.
+
+Data only: what a part is (`LatencyKey`), which parts an architecture has (`keys`), and their sum. The table knows its
+condition, and its file is named after it, so that a table of one device can never silently justify a claim about
+another. How it is measured: `search.table_building`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, JsonValue, model_validator
+
+from search.measure import Machine
+from supernet.architecture import Architecture, Identity, Positive, strided
+from supernet.schema import Record, UserError, load, save
+
+Part = Literal["stem", "block", "reshape", "downsampling", "head"]
+Grid = tuple[int, int]
+
+
+class LatencyKey(NamedTuple):
+    """One part of a net with its sizes: what latency is looked up by.
+
+    `spec` is the canonical JSON of the part's record (`Stem`, `Block`, `Downsampling`, `Head`) with all sizes in it.
+    `grid` is the height and width of the part's input. A "reshape" is the way from a map to tokens and back, once for
+    each time that a stage changes to token blocks. `layout` is what a block works on, and what a head is given.
+    """
+
+    part: Part
+    spec: str
+    layout: Literal["map", "tokens"]
+    in_channels: int
+    out_channels: int
+    grid: Grid
+
+    def __str__(self) -> str:
+        sizes = f"{self.in_channels} to {self.out_channels} channels at {self.grid[0]}x{self.grid[1]}"
+        return f"{self.part} {self.spec} ({self.layout}, {sizes})"
+
+
+@lru_cache(maxsize=65536)  # a search asks for the same parts over and over
+def key_of(
+    part: Part,
+    record: Record | None,
+    *,
+    in_channels: int,
+    out_channels: int,
+    grid: Grid,
+    layout: Literal["map", "tokens"] = "map",
+) -> LatencyKey:
+    """The key of a part; `record` is None for a reshape, which has no options."""
+    spec = "{}" if record is None else canonical(record.model_dump(mode="json"))
+    return LatencyKey(part, spec, layout, in_channels, out_channels, grid)
+
+
+def canonical(data: object) -> str:
+    """JSON with sorted keys and no spaces."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
+def keys(architecture: Architecture) -> list[LatencyKey]:
+    """The parts of an architecture in the order they run; skipped positions cost nothing and have none."""
+    stem, width = architecture.stem, architecture.stem.width_channels
+    found = [
+        key_of("stem", stem, in_channels=architecture.in_channels, out_channels=width, grid=architecture.resolution_px)
+    ]
+    grid = architecture.resolution_px
+    for stride in stem.strides:
+        grid = strided(grid, stride)
+    layout: Literal["map", "tokens"] = "map"
+    for stage in architecture.stages:
+        if stage.downsampling is not None:
+            found.append(
+                key_of(
+                    "downsampling",
+                    stage.downsampling,
+                    in_channels=width,
+                    out_channels=stage.width_channels,
+                    grid=grid,
+                )
+            )
+            grid = strided(grid, stage.downsampling.stride)
+        width, layout = stage.width_channels, "map"
+        for block in stage.blocks:
+            if isinstance(block, Identity):
+                continue
+            if block.layout == "tokens" and layout == "map":
+                found.append(reshape_key(width, grid))
+            layout = block.layout
+            found.append(key_of("block", block, in_channels=width, out_channels=width, grid=grid, layout=block.layout))
+    classes = architecture.head.num_classes
+    found.append(key_of("head", architecture.head, in_channels=width, out_channels=classes, grid=grid, layout=layout))
+    return found
+
+
+def reshape_key(width_channels: int, grid: Grid) -> LatencyKey:
+    """The key of the way from a map of this size to tokens and back."""
+    return key_of("reshape", None, in_channels=width_channels, out_channels=width_channels, grid=grid)
+
+
+class RuntimeName(Record):
+    """The library that executed, and its version."""
+
+    name: str
+    version: str
+
+
+class Protocol(Record):
+    """How the table was measured: rounds over all nets, warm-up calls, further copies of a block, settling calls."""
+
+    rounds: Positive
+    warmup: Positive
+    copies: Positive
+    settle: int
+    nets: int
+    seed: int
+
+
+class Entry(Record):
+    """The latency of one part; the percentiles are those of the difference it was measured as, per copy.
+
+    `settled` is False where the difference stayed at or below zero after more measurements: the part then counts as a
+    tiny positive number. `interpolated` marks downsamplings that were not measured but lie between measured ones.
+    """
+
+    part: Part
+    spec: dict[str, JsonValue]
+    layout: Literal["map", "tokens"]
+    in_channels: Positive
+    out_channels: Positive
+    grid: tuple[Positive, Positive]
+    median_ms: Annotated[float, Field(gt=0)]
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    settled: bool = True
+    interpolated: bool = False
+
+    @property
+    def key(self) -> LatencyKey:
+        """What this entry is looked up by."""
+        return LatencyKey(self.part, canonical(self.spec), self.layout, self.in_channels, self.out_channels, self.grid)
+
+
+class Correction(Record):
+    """A linear correction of a table, from whole nets: latency = constant_ms + scale * sum of the parts."""
+
+    constant_ms: Annotated[float, Field(ge=0)] = 0.0
+    scale: Annotated[float, Field(gt=0)] = 1.0
+
+
+class UnmeasuredBlock(UserError):
+    """A part that the table does not have: latency is never guessed."""
+
+    def __init__(self, key: LatencyKey, environment: str) -> None:
+        super().__init__(f"not in the latency table of {environment}: {key}; measure a table of this space")
+        self.key = key
+
+
+class LatencyTable(Record):
+    """Measured parts of one runtime on one device, and the latency of any architecture made of them.
+
+    Predictions are for whole inferences of `batch_size` images, in ms.
+    """
+
+    schema_version: Literal[1] = 1
+    runtime: RuntimeName
+    precision: str
+    threads: Positive
+    batch_size: Positive
+    resolution_px: tuple[Positive, Positive]
+    machine: Machine
+    date: str
+    protocol: Protocol
+    correction: Correction = Correction()
+    entries: tuple[Entry, ...]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> LatencyTable:
+        repeated = [key for key, count in Counter(entry.key for entry in self.entries).items() if count > 1]
+        if repeated:
+            raise ValueError(f"entries: measured twice: {repeated[0]}")
+        return self
+
+    @cached_property
+    def _milliseconds(self) -> dict[LatencyKey, float]:
+        return {entry.key: entry.median_ms for entry in self.entries}
+
+    @property
+    def environment(self) -> str:
+        """The condition of every number in the table, in words."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return (
+            f"{self.runtime.name} {self.runtime.version} on {self.machine.cpu}"
+            f" ({self.precision}, batch {self.batch_size}, {threads})"
+        )
+
+    @property
+    def file_name(self) -> str:
+        """The condition as a file name: latency-<runtime>-<device>-<dtype>-b<batch>-t<threads>.json."""
+        device = self.machine.slug
+        return f"latency-{self.runtime.name}-{device}-{self.precision}-b{self.batch_size}-t{self.threads}.json"
+
+    def ms(self, key: LatencyKey) -> float:
+        """The measured latency of a part, uncorrected. Raises `UnmeasuredBlock`."""
+        try:
+            return self._milliseconds[key]
+        except KeyError:
+            raise UnmeasuredBlock(key, self.environment) from None
+
+    def latency_ms(self, architecture: Architecture) -> float:
+        """The predicted latency of a whole net: the corrected sum of its parts. Raises `UnmeasuredBlock`."""
+        total = sum(self.ms(key) for key in keys(architecture))
+        return self.correction.constant_ms + self.correction.scale * total
+
+    def corrected(self, *, scale: float = 1.0, constant_ms: float = 0.0) -> LatencyTable:
+        """This table with its predictions p turned into constant_ms + scale * p, on top of earlier corrections."""
+        correction = Correction(
+            constant_ms=constant_ms + scale * self.correction.constant_ms, scale=scale * self.correction.scale
+        )
+        fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        return LatencyTable(**fields | {"correction": correction})
+
+    @classmethod
+    def load(cls, path: Path | str) -> LatencyTable:
+        """Read a table. Raises `UserError` for anything wrong with the file."""
+        return load(cls, path)
+
+    def save(self, path: Path | str) -> None:
+        """Write the table as JSON or YAML, by suffix."""
+        save(self, path)

@@ -1,0 +1,220 @@
+"""The only clock in the project: how long nets take on this machine, in milliseconds.
+
+A net is a zero-argument callable that runs one inference. All nets of one measurement are interleaved: every round
+visits all of them in a fresh random order, so that whatever makes the machine slower for a while hits all alike. Each
+round's drift (the median over the nets of its time against that net's own median) is then divided out. A visit begins
+with untimed calls, which warm the caches, as in the steady state of a deployed model, and a sample during which the
+system gave the core to another process is taken again.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+if sys.platform != "win32":
+    import resource
+
+from supernet.schema import Record
+
+Key = TypeVar("Key")
+Net = Callable[[], object]
+Clock = Callable[[], int]  # nanoseconds
+Progress = Callable[[int, int], None]  # done, total
+
+SETTLE_CALLS = 1  # untimed calls at the start of every visit
+SAMPLE_MS = 0.2  # nets shorter than this are timed over several calls, above the clock's noise
+VISIT_MS = 1.0  # what a visit spends at least on timed calls
+RETAKES = 8  # how often a sample is taken again during which the system gave the core to another process
+CLEAN_ROUNDS = 5  # with fewer rounds without interruption, all rounds count
+DRIFT_NETS = 5  # with fewer nets a round's drift cannot be told from their own spread
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one net took: samples in ms, in the order of the rounds, drift divided out; `runs` counts timed calls.
+
+    There is one sample per round, but none for a round in which the net was interrupted again and again.
+    """
+
+    samples_ms: tuple[float, ...]
+    runs: int
+
+    @property
+    def median_ms(self) -> float:
+        """The median over the rounds: what the project reports, never the mean."""
+        return statistics.median(self.samples_ms)
+
+    @property
+    def p10_ms(self) -> float:
+        """The 10th percentile over the rounds."""
+        return float(np.percentile(self.samples_ms, 10))
+
+    @property
+    def p90_ms(self) -> float:
+        """The 90th percentile over the rounds."""
+        return float(np.percentile(self.samples_ms, 90))
+
+
+class Machine(Record):
+    """Where something was measured; `cores` are those this process may use."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    system: str
+
+    @property
+    def slug(self) -> str:
+        """The processor's name in lower case letters, digits and hyphens, for file names."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.cpu.lower()).split()) or "unknown-cpu"
+
+
+def machine() -> Machine:
+    """The machine that this process runs on; memory is 0.0 where the system does not tell."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    known = hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
+    return Machine(
+        cpu=cpu,
+        cores=cores,
+        memory_gb=round(memory / 2**30, 1),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+    )
+
+
+def measure(
+    nets: Mapping[Key, Net],
+    *,
+    rounds: int,
+    warmup: int,
+    generator: torch.Generator,
+    min_runs: int = 30,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> dict[Key, Timing]:
+    """Time all nets, interleaved, with at least `min_runs` timed calls each.
+
+    `warmup` calls of every net come first, untimed but for the choice of how many calls make a sample. `progress` is
+    called with (rounds done, rounds) and `clock` gives nanoseconds. Raises `ValueError` for rounds or warmup below 1.
+    """
+    if rounds < 1 or warmup < 1:
+        raise ValueError(f"rounds and warmup must be 1 or more (got {rounds} and {warmup})")
+    keys, columns = list(nets), []
+    with _no_garbage_collection():
+        plans = [_plan(nets[key], rounds=rounds, warmup=warmup, min_runs=min_runs, clock=clock) for key in keys]
+        clean_rounds = np.zeros(len(keys))
+        enough = np.array([min(rounds, math.ceil(min_runs / plan.runs)) for plan in plans])
+        for number in range(2 * rounds):  # the second half of them only for nets that were interrupted too often
+            column = np.full((len(keys), 2), np.nan)
+            for index in torch.randperm(len(keys), generator=generator).tolist():
+                if number < rounds or clean_rounds[index] < enough[index]:
+                    column[index] = _visit(nets[keys[index]], plans[index], clock)
+            columns.append(column)
+            clean_rounds += np.isfinite(column[:, 0])
+            if progress is not None and number < rounds:
+                progress(number + 1, rounds)
+            if number + 1 >= rounds and (clean_rounds >= enough).all():
+                break
+    clean_ms, all_ms = np.moveaxis(np.stack(columns, axis=1), 2, 0)
+    times_ms = np.where(clean_rounds[:, None] >= np.minimum(enough, CLEAN_ROUNDS)[:, None], clean_ms, all_ms)
+    times_ms /= _drift(times_ms)
+    return {
+        key: Timing(tuple(times[np.isfinite(times)].tolist()), runs=int(np.isfinite(times).sum()) * plan.runs)
+        for key, plan, times in zip(keys, plans, times_ms, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a visit times a net: the median over `samples`, each the mean over `calls` consecutive calls."""
+
+    calls: int
+    samples: int
+
+    @property
+    def runs(self) -> int:
+        """The timed calls of one visit."""
+        return self.calls * self.samples
+
+
+def _plan(net: Net, *, rounds: int, warmup: int, min_runs: int, clock: Clock) -> _Plan:
+    fastest_ms = min(_sample(net, 1, clock)[0] for _ in range(warmup))
+    fastest_ms = max(fastest_ms, 1e-4)
+    calls = math.ceil(SAMPLE_MS / fastest_ms) if fastest_ms < SAMPLE_MS else 1
+    samples = max(math.ceil(VISIT_MS / (fastest_ms * calls)), math.ceil(min_runs / (rounds * calls)))
+    return _Plan(calls=calls, samples=samples)
+
+
+def _visit(net: Net, plan: _Plan, clock: Clock) -> tuple[float, float]:
+    """What a net took in ms: by its uninterrupted samples (nan if more than half were not), and by all."""
+    for _ in range(SETTLE_CALLS):
+        net()
+    samples = [_sample(net, plan.calls, clock) for _ in range(plan.samples)]
+    clean = [sample_ms for sample_ms, is_clean in samples if is_clean]
+    median_ms = statistics.median(sample_ms for sample_ms, _ in samples)
+    return (statistics.median(clean) if 2 * len(clean) >= len(samples) else math.nan), median_ms
+
+
+def _sample(net: Net, calls: int, clock: Clock) -> tuple[float, bool]:
+    """The mean of consecutive calls in ms, and whether nothing interrupted them; else the fastest of the takes."""
+    fastest_ms = math.inf
+    for _ in range(1 + RETAKES):
+        interruptions, start = _interruptions(), clock()
+        for _ in range(calls):
+            net()
+        sample_ms = (clock() - start) / calls / 1e6
+        if _interruptions() == interruptions:
+            return sample_ms, True
+        fastest_ms = min(fastest_ms, sample_ms)
+    return fastest_ms, False
+
+
+def _interruptions() -> int:
+    """How often the system has taken the core from this process against its will; always 0 where it does not tell.
+
+    On a shared machine a time slice of another process lasts milliseconds, as long as a whole net: medians alone do
+    not survive that (measured with three other processes on two cores, nets of 3 to 8 ms: medians twice as long).
+    """
+    if sys.platform == "win32":
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _drift(times_ms: np.ndarray) -> np.ndarray:
+    """Each round's factor against the nets' own medians, with a median of 1 over the rounds."""
+    relative = times_ms / np.nanmedian(times_ms, axis=1, keepdims=True)
+    known = np.isfinite(relative).sum(axis=0) >= DRIFT_NETS
+    factors = np.ones(times_ms.shape[1])
+    factors[known] = np.nanmedian(relative[:, known], axis=0)
+    return factors / np.median(factors)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,59 @@
+"""ONNX Runtime on the CPU: the default. Batch norm is folded and layouts are chosen by its graph optimizations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from search.measure import Progress, Timing, measure
+from search.runtimes import register_runtime
+from supernet.onnx_export import onnx_bytes, open_session
+
+
+@register_runtime("onnxruntime")
+class OnnxRuntime:
+    """Exports a module as delivered models are, and runs it with `threads` threads in fp32."""
+
+    name = "onnxruntime"
+    version: str = onnxruntime.__version__
+    precision = "fp32"
+
+    def __init__(self, *, threads: int) -> None:
+        self.threads = threads
+
+    def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
+        return self.load(onnx_bytes(module, input_shape=input_shape), input_shape)
+
+    def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        """The same for an exported model, a file or its bytes. Raises `UserError` if the file cannot be read."""
+        session = open_session(model, threads=self.threads)
+        noise = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
+        feed = {session.get_inputs()[0].name: noise}
+        return lambda: session.run(None, feed)
+
+
+def measure_onnx(
+    paths: Sequence[Path],
+    *,
+    in_channels: int,
+    resolution_px: tuple[int, int],
+    batch_size: int,
+    threads: int,
+    rounds: int,
+    generator: torch.Generator,
+    warmup: int = 10,
+    progress: Progress | None = None,
+) -> dict[Path, Timing]:
+    """How long one inference of exported models takes, in ms, interleaved where there are several.
+
+    Raises `UserError` if a file cannot be read.
+    """
+    built = OnnxRuntime(threads=threads)
+    nets = {path: built.load(path, (batch_size, in_channels, *resolution_px)) for path in paths}
+    return measure(nets, rounds=rounds, warmup=warmup, generator=generator, progress=progress)

@@ -1,0 +1,269 @@
+"""Building a latency table: every part of a search space, measured in context on one runtime.
+
+All skeletons are measured together (`search.measure`: interleaved, drift divided out), and each entry is a difference
+of two of them (`search.skeletons`). Where a transition between two stages has many pairs of widths, a grid of them is
+measured and the rest lies on the bilinear surface through it, marked as interpolated.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.interpolate import RegularGridInterpolator
+
+from search.latency_table import Entry, LatencyKey, LatencyTable, Protocol, RuntimeName
+from search.measure import SETTLE_CALLS, Clock, Progress, Timing, machine, measure
+from search.runtimes import Runtime
+from search.skeletons import Recipe, Skeleton, build_skeleton, recipes
+from supernet.space import SearchSpace
+
+CHUNK_NETS = 600  # nets held in memory and measured together
+CHUNK_PARAMETERS = 500_000_000  # of all nets of a chunk, 2 GB
+SETTLING_COPIES = 4  # by how much an entry at or below zero is measured again with more copies
+SMALLEST_MS = 1e-6  # what a part counts as that cannot be told from nothing
+
+
+def required_keys(space: SearchSpace) -> set[LatencyKey]:
+    """Every part that an architecture of the space can have."""
+    return {recipe.key for recipe in recipes(space, copies=1)}
+
+
+def count_nets(space: SearchSpace, *, copies: int, pairs: int = 64) -> int:
+    """How many nets `build_table` builds and measures: what its time depends on."""
+    measured, _ = _split_pairs(_distinct(recipes(space, copies=copies)), most=pairs)
+    return len(_skeletons(measured))
+
+
+def build_table(
+    space: SearchSpace,
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    rounds: int,
+    copies: int,
+    seed: int,
+    warmup: int = 3,
+    pairs: int = 64,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> LatencyTable:
+    """Measure every part of the space on a runtime, in ms per inference of `batch_size` images.
+
+    `rounds` visits each net at least that often (30 timed calls or more in all), `copies` is how many more times a
+    block is in the one net than in the other, `pairs` the most pairs of widths measured per transition between two
+    stages. `seed` orders the nets. `progress` is called with (steps done, steps): first one step a net built, then
+    one a round and net.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    todo = _distinct(recipes(space, copies=copies))
+    measured, between = _split_pairs(todo, most=pairs)
+    nets = _skeletons(measured)
+    bench = _Bench(runtime, batch_size=batch_size, rounds=rounds, warmup=warmup, generator=generator, clock=clock)
+    timings = bench.measure(nets, progress)
+    values = _solve(measured, timings)
+    values |= _settle(measured, values, bench)
+    values |= _interpolate(between, measured, values)
+    return LatencyTable(
+        runtime=RuntimeName(name=runtime.name, version=runtime.version),
+        precision=runtime.precision,
+        threads=runtime.threads,
+        batch_size=batch_size,
+        resolution_px=space.resolution_px,
+        machine=machine(),
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        protocol=Protocol(rounds=rounds, warmup=warmup, copies=copies, settle=SETTLE_CALLS, nets=len(nets), seed=seed),
+        entries=tuple(values[recipe.key].entry(recipe.key) for recipe in todo),
+    )
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A difference of timings, in ms: of their medians, and how far its 10th and 90th percentile are from it."""
+
+    median_ms: float
+    below_ms: float
+    above_ms: float
+    runs: int
+    settled: bool = True
+    interpolated: bool = False
+
+    def entry(self, key: LatencyKey) -> Entry:
+        return Entry(
+            part=key.part,
+            spec=json.loads(key.spec),
+            layout=key.layout,
+            in_channels=key.in_channels,
+            out_channels=key.out_channels,
+            grid=key.grid,
+            median_ms=max(SMALLEST_MS, round(self.median_ms, 7)),
+            p10_ms=round(self.median_ms - self.below_ms, 7),
+            p90_ms=round(self.median_ms + self.above_ms, 7),
+            runs=self.runs,
+            settled=self.settled,
+            interpolated=self.interpolated,
+        )
+
+
+class _Bench(NamedTuple):
+    """What all measurements of one table have in common."""
+
+    runtime: Runtime
+    batch_size: int
+    rounds: int
+    warmup: int
+    generator: torch.Generator
+    clock: Clock
+
+    def measure(self, skeletons: Sequence[Skeleton], progress: Progress | None = None) -> dict[Skeleton, Timing]:
+        """Time skeletons in chunks that fit into memory; the first net is in every chunk and links their speeds."""
+        reference, remaining = skeletons[0], list(reversed(skeletons))
+        timings: dict[Skeleton, Timing] = {}
+        total = (1 + self.rounds) * len(skeletons)
+        while remaining:
+            begin = len(skeletons) - len(remaining)
+            nets = self._build_chunk(reference, remaining, _counted(progress, begin * (1 + self.rounds), 1, total))
+            done = len(skeletons) - len(remaining)
+            found = measure(
+                nets,
+                rounds=self.rounds,
+                warmup=self.warmup,
+                generator=self.generator,
+                clock=self.clock,
+                progress=_counted(progress, begin * self.rounds + done, done - begin, total),
+            )
+            speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
+            for skeleton in found.keys() - timings.keys():
+                samples = tuple(speed * sample for sample in found[skeleton].samples_ms)
+                timings[skeleton] = replace(found[skeleton], samples_ms=samples)
+        return timings
+
+    def _build_chunk(
+        self, reference: Skeleton, remaining: list[Skeleton], progress: Progress | None
+    ) -> dict[Skeleton, Callable[[], object]]:
+        """Build the reference and as many nets as fit, taken from the end of `remaining`."""
+        nets: dict[Skeleton, Callable[[], object]] = {}
+        parameters, taken = 0, 0
+        while remaining and len(nets) < CHUNK_NETS and parameters < CHUNK_PARAMETERS:
+            for skeleton in dict.fromkeys((reference, remaining.pop())):
+                if skeleton not in nets:
+                    module = build_skeleton(skeleton)
+                    parameters += sum(parameter.numel() for parameter in module.parameters())
+                    nets[skeleton] = self.runtime.build(module, (self.batch_size, *skeleton.input_shape))
+            taken += 1
+            if progress is not None:
+                progress(taken, 0)
+        return nets
+
+
+def _counted(progress: Progress | None, begin: int, step: int, total: int) -> Progress | None:
+    """Progress of one part as progress of the whole: `begin` is done before it, and each of its steps is `step`."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(min(total, begin + step * done), total)
+
+
+def _distinct(found: Iterable[Recipe]) -> list[Recipe]:
+    """One recipe a key: two stages of equal width and grid share their parts."""
+    return list({recipe.key: recipe for recipe in found}.values())
+
+
+def _skeletons(found: Iterable[Recipe]) -> list[Skeleton]:
+    return list(dict.fromkeys(net for recipe in found for net in (recipe.plus, recipe.minus) if net is not None))
+
+
+def _solve(found: Iterable[Recipe], timings: dict[Skeleton, Timing]) -> dict[LatencyKey, _Value]:
+    """The parts, in the order of the recipes: each needs only parts before it."""
+    values: dict[LatencyKey, _Value] = {}
+    for recipe in found:
+        values[recipe.key] = _difference(recipe, timings, values)
+    return values
+
+
+def _difference(recipe: Recipe, timings: dict[Skeleton, Timing], values: dict[LatencyKey, _Value]) -> _Value:
+    """A recipe's value: the difference of the medians; spreads add up as those of independent measurements do."""
+    plus = timings[recipe.plus]
+    median_ms, below_ms, above_ms = plus.median_ms, plus.median_ms - plus.p10_ms, plus.p90_ms - plus.median_ms
+    if recipe.minus is not None:
+        minus = timings[recipe.minus]
+        median_ms -= minus.median_ms
+        below_ms = math.hypot(below_ms, minus.p90_ms - minus.median_ms)
+        above_ms = math.hypot(above_ms, minus.median_ms - minus.p10_ms)
+    for key in recipe.minus_keys:
+        median_ms -= values[key].median_ms
+    copies = recipe.copies
+    return _Value(median_ms / copies, below_ms / copies, above_ms / copies, plus.runs)
+
+
+def _settle(measured: list[Recipe], values: dict[LatencyKey, _Value], bench: _Bench) -> dict[LatencyKey, _Value]:
+    """Measure again what came out at or below zero, blocks with more copies; what stays there is not settled."""
+    again = [_more_copies(recipe) for recipe in measured if values[recipe.key].median_ms <= SMALLEST_MS]
+    if not again:
+        return {}
+    timings = bench._replace(rounds=3 * bench.rounds).measure(_skeletons(again))
+    settled: dict[LatencyKey, _Value] = {}
+    for recipe in again:
+        value = _difference(recipe, timings, values | settled)
+        settled[recipe.key] = replace(value, settled=value.median_ms > SMALLEST_MS)
+    return settled
+
+
+def _more_copies(recipe: Recipe) -> Recipe:
+    if recipe.key.part != "block":
+        return recipe
+    copies = SETTLING_COPIES * recipe.copies
+    stage = recipe.plus.stages[0]
+    stage = stage.model_copy(update={"blocks": stage.blocks[:1] * (1 + copies)})
+    return replace(recipe, plus=recipe.plus.model_copy(update={"stages": (stage,)}), copies=copies)
+
+
+def _split_pairs(found: list[Recipe], *, most: int) -> tuple[list[Recipe], list[Recipe]]:
+    """The recipes to measure, and the downsamplings to interpolate where a transition has more pairs than `most`."""
+    transitions: dict[tuple[str, tuple[int, int]], list[Recipe]] = {}
+    for recipe in found:
+        if recipe.key.part == "downsampling":
+            transitions.setdefault((recipe.key.spec, recipe.key.grid), []).append(recipe)
+    between: set[LatencyKey] = set()
+    for pairs in transitions.values():
+        if len(pairs) > most:
+            in_widths = _spread({recipe.key.in_channels for recipe in pairs}, int(most**0.5))
+            out_widths = _spread({recipe.key.out_channels for recipe in pairs}, int(most**0.5))
+            between |= {
+                recipe.key
+                for recipe in pairs
+                if recipe.key.in_channels not in in_widths or recipe.key.out_channels not in out_widths
+            }
+    return [r for r in found if r.key not in between], [r for r in found if r.key in between]
+
+
+def _spread(widths: set[int], count: int) -> set[int]:
+    """At most `count` of the widths, evenly spread, both ends among them."""
+    ascending = sorted(widths)
+    chosen = np.linspace(0, len(ascending) - 1, min(max(2, count), len(ascending))).round().astype(int)
+    return {ascending[index] for index in chosen}
+
+
+def _interpolate(
+    between: list[Recipe], measured: list[Recipe], values: dict[LatencyKey, _Value]
+) -> dict[LatencyKey, _Value]:
+    """Downsamplings between measured pairs of widths, each on the bilinear surface through its four neighbours."""
+    found: dict[LatencyKey, _Value] = {}
+    for transition in dict.fromkeys((recipe.key.spec, recipe.key.grid) for recipe in between):
+        known = [r.key for r in measured if r.key.part == "downsampling" and (r.key.spec, r.key.grid) == transition]
+        axes = sorted({key.in_channels for key in known}), sorted({key.out_channels for key in known})
+        by_widths = {(key.in_channels, key.out_channels): values[key] for key in known}
+        surfaces = [
+            RegularGridInterpolator(axes, [[getattr(by_widths[a, b], field) for b in axes[1]] for a in axes[0]])
+            for field in ("median_ms", "below_ms", "above_ms")
+        ]
+        for key in (r.key for r in between if (r.key.spec, r.key.grid) == transition):
+            median, below, above = (float(surface((key.in_channels, key.out_channels))) for surface in surfaces)
+            found[key] = _Value(median, below, above, runs=0, interpolated=True)
+    return found

@@ -1,0 +1,109 @@
+"""Runtimes: registration, the two built-in ones, and a user's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from search import runtimes
+from search.measure import measure
+from search.runtimes import register_runtime, runtime, runtime_names
+from search.runtimes.onnx_runtime import measure_onnx
+from supernet.onnx_export import export_onnx
+from supernet.schema import UserError
+
+SHAPE = (2, 3, 8, 8)
+
+
+@pytest.fixture
+def own_runtime(monkeypatch):
+    monkeypatch.setattr(runtimes, "_FACTORIES", dict(runtimes._FACTORIES))
+
+    @register_runtime("double")
+    class DoubleRuntime:
+        name, precision, version = "double", "fp64", torch.__version__
+
+        def __init__(self, *, threads: int) -> None:
+            self.threads = threads
+
+        def build(self, module, input_shape):
+            module, images = module.double(), torch.randn(input_shape).double()
+            return lambda: module(images)
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()).eval()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "eager"])
+def test_a_built_in_runtime_computes_what_the_module_computes(name):
+    net = small_net()
+    run = runtime(name, threads=1).build(net, SHAPE)
+    output = run()
+    found = output[0] if isinstance(output, list) else output
+    assert np.asarray(found).shape == (2, 8 * 8 * 8)
+    assert np.array_equal(np.asarray(found), np.asarray(run()[0] if isinstance(output, list) else run()))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "eager"])
+def test_a_built_in_runtime_states_its_condition(name):
+    built = runtime(name, threads=2)
+    assert (built.name, built.precision, built.threads) == (name, "fp32", 2)
+    assert built.version[0].isdigit()
+
+
+def test_eager_runs_with_its_threads_and_gives_the_callers_back():
+    seen = []
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+            return x
+
+    before = torch.get_num_threads()
+    runtime("eager", threads=before + 1).build(Watching(), SHAPE)()
+    assert seen == [(before + 1, True)]
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.usefixtures("own_runtime")
+def test_a_runtime_of_ones_own_is_found_by_its_name_and_measured():
+    net = runtime("double", threads=1).build(small_net(), SHAPE)
+    timing = measure({"net": net}, rounds=2, warmup=1, generator=torch.Generator().manual_seed(0))["net"]
+    assert timing.median_ms > 0
+    assert "double" in runtime_names()
+
+
+@pytest.mark.usefixtures("own_runtime")
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="'double' is registered already"):
+        register_runtime("double")
+
+
+def test_an_unknown_runtime_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"unknown runtime 'onnxrutime' \(did you mean onnxruntime\?\)"):
+        runtime("onnxrutime", threads=1)
+
+
+def test_less_than_one_thread_is_refused():
+    with pytest.raises(UserError, match=r"threads: must be 1 or more \(got 0\)"):
+        runtime("eager", threads=0)
+
+
+def test_an_exported_file_is_measured_with_at_least_thirty_runs(tmp_path):
+    path = tmp_path / "net.onnx"
+    export_onnx(small_net(), path, in_channels=3, resolution_px=(8, 8))
+    timing = measure_onnx(
+        [path],
+        in_channels=3,
+        resolution_px=(8, 8),
+        batch_size=1,
+        threads=1,
+        rounds=3,
+        generator=torch.Generator().manual_seed(0),
+    )[path]
+    assert timing.runs >= 30
+    assert 0 < timing.p10_ms <= timing.median_ms <= timing.p90_ms

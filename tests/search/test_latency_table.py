@@ -1,0 +1,154 @@
+"""Latency tables as data: keys of an architecture, sums, corrections, and what a file refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from search.latency_table import Correction, Entry, LatencyTable, Protocol, RuntimeName, UnmeasuredBlock, keys
+from search.measure import Machine
+from supernet.architecture import MB3D, MB4D, Architecture, Block, Downsampling, Head, Identity, Stage, Stem
+from supernet.schema import UserError
+
+
+def stage(width: int, *blocks: Block, stride: int | None = 2) -> Stage:
+    return Stage(
+        width_channels=width, downsampling=None if stride is None else Downsampling(stride=stride), blocks=blocks
+    )
+
+
+def architecture(*stages: Stage) -> Architecture:
+    return Architecture(
+        in_channels=3,
+        resolution_px=(32, 24),
+        stem=Stem(width_channels=16, hidden_channels=8),
+        stages=stages,
+        head=Head(num_classes=10),
+    )
+
+
+MAP, TOKENS = MB4D(mlp_channels=64), MB3D(mlp_channels=64)
+NET = architecture(stage(16, MAP, Identity(), MAP, stride=None), stage(32, MAP, TOKENS, TOKENS))
+
+
+def table_of(net: Architecture, *, ms: float = 0.5, **changes: object) -> LatencyTable:
+    entries = tuple(
+        Entry(**key._replace(spec=json.loads(key.spec))._asdict(), median_ms=ms, p10_ms=ms, p90_ms=ms, runs=30)
+        for key in dict.fromkeys(keys(net))
+    )
+    fields = {
+        "runtime": RuntimeName(name="onnxruntime", version="1.0"),
+        "precision": "fp32",
+        "threads": 1,
+        "batch_size": 1,
+        "resolution_px": net.resolution_px,
+        "machine": Machine(cpu="AMD EPYC", cores=2, memory_gb=24.0, system="Linux"),
+        "date": "2026-01-01",
+        "protocol": Protocol(rounds=15, warmup=3, copies=4, settle=1, nets=10, seed=0),
+        "entries": entries,
+    }
+    return LatencyTable(**fields | changes)
+
+
+def test_an_architecture_is_its_parts_in_order():
+    parts = [(key.part, key.layout, key.grid) for key in keys(NET)]
+    assert parts == [
+        ("stem", "map", (32, 24)),
+        ("block", "map", (8, 6)),
+        ("block", "map", (8, 6)),
+        ("downsampling", "map", (8, 6)),
+        ("block", "map", (4, 3)),
+        ("reshape", "map", (4, 3)),
+        ("block", "tokens", (4, 3)),
+        ("block", "tokens", (4, 3)),
+        ("head", "tokens", (4, 3)),
+    ]
+
+
+def test_a_stage_returns_to_a_map_at_its_end():
+    net = architecture(stage(16, MAP, TOKENS, stride=None), stage(32, TOKENS))
+    assert [key.part for key in keys(net)].count("reshape") == 2
+
+
+def test_a_skipped_position_has_no_key():
+    skipped = architecture(stage(16, MAP, MAP, stride=None), stage(32, Identity(), MAP, TOKENS, TOKENS))
+    assert keys(skipped) == keys(NET)
+
+
+def test_a_head_after_skipped_blocks_is_given_a_map():
+    net = architecture(stage(16, TOKENS, stride=None), stage(32, Identity()))
+    assert keys(net)[-1].layout == "map"
+
+
+@pytest.mark.parametrize("change", ["mlp_channels", "width", "grid"])
+def test_keys_differ_where_sizes_differ(change):
+    other = {
+        "mlp_channels": stage(32, MB4D(mlp_channels=65), TOKENS, TOKENS),
+        "width": stage(48, MAP, TOKENS, TOKENS),
+        "grid": stage(32, MAP, TOKENS, TOKENS, stride=1),
+    }[change]
+    first, second = keys(NET), keys(architecture(NET.stages[0], other))
+    assert first[:3] == second[:3]
+    assert first[4] != second[4]
+
+
+def test_predicted_latency_is_the_sum_of_the_parts():
+    assert table_of(NET).latency_ms(NET) == pytest.approx(9 * 0.5)
+
+
+def test_an_unmeasured_part_is_an_exception_that_names_it_and_the_condition():
+    other = architecture(NET.stages[0], stage(48, MAP))
+    with pytest.raises(UnmeasuredBlock, match=r"onnxruntime 1.0 on AMD EPYC.*downsampling.*16 to 48 channels at 8x6"):
+        table_of(NET).latency_ms(other)
+
+
+def test_corrections_add_up():
+    table = table_of(NET).corrected(scale=2.0, constant_ms=1.0).corrected(scale=1.5)
+    assert table.correction == Correction(scale=3.0, constant_ms=1.5)
+    assert table.latency_ms(NET) == pytest.approx(1.5 + 3.0 * 4.5)
+
+
+def test_a_correction_leaves_the_measurements_alone():
+    table = table_of(NET)
+    assert table.corrected(scale=2.0).entries == table.entries
+    assert table.corrected(scale=2.0).ms(keys(NET)[0]) == table.ms(keys(NET)[0])
+
+
+def test_the_file_name_is_the_condition():
+    assert table_of(NET).file_name == "latency-onnxruntime-amd-epyc-fp32-b1-t1.json"
+    assert table_of(NET, threads=4, batch_size=8).file_name == "latency-onnxruntime-amd-epyc-fp32-b8-t4.json"
+
+
+def test_a_table_read_back_is_the_table(tmp_path):
+    table = table_of(NET).corrected(scale=1.1)
+    table.save(tmp_path / table.file_name)
+    found = LatencyTable.load(tmp_path / table.file_name)
+    assert found == table
+    assert found.latency_ms(NET) == table.latency_ms(NET)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version"),
+        ({"thread": 1}, r"thread: unknown key \(did you mean threads\?\)"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, change, message):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table_of(NET).model_dump(mode="json") | change))
+    with pytest.raises(UserError, match=message):
+        LatencyTable.load(path)
+
+
+def test_a_part_measured_twice_is_refused():
+    entries = table_of(NET).entries
+    with pytest.raises(ValueError, match="measured twice"):
+        table_of(NET, entries=(*entries, entries[0]))
+
+
+def test_an_entry_without_positive_latency_is_refused():
+    with pytest.raises(ValueError, match="median_ms"):
+        table_of(NET, ms=0.0)

@@ -1,0 +1,182 @@
+"""The clock: interleaving, drift, interruptions and how many calls make a sample."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from search import measure as measure_module
+from search.measure import Machine, machine, measure
+
+
+class FakeClock:
+    """Nanoseconds that pass only when a net says so."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+        self.order: list[str] = []
+        self.speed = 1.0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def net(self, name: str, duration_ns: int) -> Callable[[], None]:
+        def run() -> None:
+            self.order.append(name)
+            self.now_ns += round(duration_ns * self.speed)
+
+        return run
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def visits(order: list[str]) -> list[str]:
+    return [name for name, _ in itertools.groupby(order)]
+
+
+def test_the_median_of_a_constant_net_is_its_duration():
+    clock = FakeClock()
+    timing = measure({"a": clock.net("a", 1_500_000)}, rounds=5, warmup=1, generator=seeded(), clock=clock)["a"]
+    assert (timing.median_ms, timing.p10_ms, timing.p90_ms) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_every_round_visits_all_nets_in_a_fresh_order():
+    clock = FakeClock()
+    nets = {name: clock.net(name, 2_000_000) for name in "abcdef"}
+    measure(nets, rounds=6, warmup=1, generator=seeded(), clock=clock, min_runs=1)
+    per_round = [tuple(clock.order[i : i + 12 : 2]) for i in range(6, len(clock.order), 12)]  # settle and timed call
+    assert len(per_round) == 6
+    assert all(sorted(order) == list("abcdef") for order in per_round)
+    assert len(set(per_round)) > 1
+
+
+def test_the_same_seed_gives_the_same_order():
+    orders = []
+    for _ in range(2):
+        clock = FakeClock()
+        measure(
+            {name: clock.net(name, 2_000_000) for name in "abcdef"},
+            rounds=3,
+            warmup=1,
+            generator=seeded(7),
+            clock=clock,
+        )
+        orders.append(visits(clock.order))
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize("rounds", [1, 4, 40])
+def test_every_net_is_timed_at_least_min_runs_times(rounds):
+    clock = FakeClock()
+    nets = {"long": clock.net("long", 50_000_000), "short": clock.net("short", 1_000)}
+    timings = measure(nets, rounds=rounds, warmup=1, generator=seeded(), clock=clock, min_runs=30)
+    for name, timing in timings.items():
+        assert 30 <= timing.runs <= clock.order.count(name)
+
+
+def test_a_net_below_the_clocks_noise_is_timed_over_many_calls():
+    clock = FakeClock()
+    reads = []
+
+    def counting() -> int:
+        reads.append(clock.now_ns)
+        return clock.now_ns
+
+    measure({"a": clock.net("a", 1_000)}, rounds=1, warmup=1, generator=seeded(), clock=counting, min_runs=1)
+    spans = [later - earlier for earlier, later in itertools.pairwise(reads)]
+    assert max(spans) >= 0.2e6
+
+
+def test_drift_that_hits_all_nets_alike_is_divided_out():
+    clock = FakeClock()
+    nets = {name: clock.net(name, 1_000_000 * (1 + "abcdef".index(name))) for name in "abcdef"}
+    speeds = [1.0, 1.0, 1.5, 2.0, 1.0, 0.8, 1.0]
+
+    def slow_down(done: int, rounds: int) -> None:
+        clock.speed = speeds[done] if done < rounds else 1.0
+
+    timings = measure(nets, rounds=7, warmup=1, generator=seeded(), clock=clock, progress=slow_down)
+    for name, timing in timings.items():
+        assert timing.samples_ms == pytest.approx([1.0 + "abcdef".index(name)] * 7, rel=1e-3)
+
+
+def test_a_single_net_keeps_its_own_spread():
+    clock = FakeClock()
+
+    def slow_down(done: int, rounds: int) -> None:
+        clock.speed = 1.0 + 0.1 * done
+
+    timing = measure(
+        {"a": clock.net("a", 2_000_000)}, rounds=5, warmup=1, generator=seeded(), clock=clock, progress=slow_down
+    )["a"]
+    assert timing.p90_ms > 1.2 * timing.p10_ms
+
+
+def test_an_interrupted_sample_is_taken_again(monkeypatch):
+    clock = FakeClock()
+    calls = itertools.count()
+    interruptions = 0
+
+    def net() -> None:
+        nonlocal interruptions
+        clock.now_ns += 1_000_000
+        if next(calls) % 3 == 2:  # every third call loses the core
+            clock.now_ns += 4_000_000
+            interruptions += 1
+
+    monkeypatch.setattr(measure_module, "_interruptions", lambda: interruptions)
+    timing = measure({"a": net}, rounds=10, warmup=1, generator=seeded(), clock=clock)["a"]
+    assert timing.samples_ms == pytest.approx([1.0] * 10)
+
+
+def test_rounds_in_which_every_take_was_interrupted_do_not_count_and_are_made_up_for(monkeypatch):
+    clock, interruptions, busy = FakeClock(), itertools.count(), False
+
+    def net() -> None:
+        clock.now_ns += 5_000_000 if busy else 1_000_000
+
+    def next_round(done: int, rounds: int) -> None:
+        nonlocal busy
+        busy = done % 2 == 1
+
+    monkeypatch.setattr(measure_module, "_interruptions", lambda: next(interruptions) if busy else 0)
+    timing = measure({"a": net}, rounds=30, warmup=1, generator=seeded(), clock=clock, progress=next_round)["a"]
+    assert timing.samples_ms == pytest.approx([1.0] * len(timing.samples_ms))
+    assert timing.runs >= 30
+
+
+def test_a_sample_that_is_always_interrupted_counts_as_its_fastest_take(monkeypatch):
+    clock, interruptions = FakeClock(), itertools.count()
+    monkeypatch.setattr(measure_module, "_interruptions", lambda: next(interruptions))
+    timing = measure({"a": clock.net("a", 1_000_000)}, rounds=2, warmup=1, generator=seeded(), clock=clock)["a"]
+    assert timing.median_ms == pytest.approx(1.0)
+
+
+def test_garbage_collection_rests_while_measuring_and_comes_back():
+    seen = []
+    measure({"a": lambda: seen.append(gc.isenabled())}, rounds=1, warmup=1, generator=seeded())
+    assert gc.isenabled()
+    assert not any(seen)
+
+
+@pytest.mark.parametrize(("rounds", "warmup"), [(0, 1), (1, 0)])
+def test_rounds_and_warmup_below_one_are_refused(rounds, warmup):
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        measure({"a": lambda: None}, rounds=rounds, warmup=warmup, generator=seeded())
+
+
+def test_the_machine_names_its_processor_and_cores():
+    here = machine()
+    assert here.cpu
+    assert here.cores >= 1
+
+
+def test_a_slug_is_fit_for_a_file_name():
+    here = Machine(cpu="Intel(R) Xeon(R) CPU @ 2.20GHz", cores=2, memory_gb=24.0, system="Linux")
+    assert here.slug == "intel-r-xeon-r-cpu-2-20ghz"

@@ -1,0 +1,224 @@
+"""Building tables, with a runtime whose time is a known sum of parts: the table must find the parts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from search import table_building
+from search.latency_audit import LatencyAudit, audit
+from search.latency_table import LatencyTable, keys
+from search.runtimes import runtime
+from search.skeletons import SkeletonModule, recipes
+from search.table_building import build_table, count_nets, required_keys
+from supernet.metaformer import MetaFormer, MetaFormerStage
+from supernet.space import SearchSpace
+from supernet.stem import DownsamplingModule
+
+
+def space(*, largest: int = 32, tokens: bool = True) -> SearchSpace:
+    last = ["mb4d", {"type": "mb3d", "heads": 2, "key_channels": 4, "value_channels": 8}, "identity"]
+    stages = [
+        {"depth": 2, "width_channels": {"smallest": 16, "largest": largest}, "candidates": ["mb4d", "identity"]},
+        {
+            "depth": 3,
+            "width_channels": {"smallest": 16, "largest": largest + 16},
+            "candidates": last if tokens else last[::2],
+        },
+    ]
+    return SearchSpace.model_validate(
+        {"in_channels": 3, "resolution_px": (16, 16), "num_classes": 5, "stages": stages}, strict=False
+    )
+
+
+class AdditiveDevice:
+    """A runtime and its clock: the time of a net is the sum of its parts, in ns, and nothing is computed."""
+
+    name, version, precision = "additive", "1", "fp32"
+
+    def __init__(self, *, threads: int = 1, reshape_ns: int = 7_000) -> None:
+        self.threads = threads
+        self.reshape_ns = reshape_ns
+        self.now_ns = 0.0
+        self.speed = 1.0
+        self.built = 0
+
+    def clock(self) -> int:
+        return round(self.now_ns)
+
+    def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        self.built += 1
+        duration_ns = 40_000 + self.duration_ns(module)
+
+        def run() -> None:
+            self.now_ns += duration_ns * self.speed
+
+        return run
+
+    def duration_ns(self, module: nn.Module) -> int:
+        match module:
+            case nn.Identity() | None:
+                return 0
+            case MetaFormer(stem=entry) | SkeletonModule(entry=entry):
+                return sum(map(self.duration_ns, (entry, *module.stages, module.head)))
+            case MetaFormerStage():
+                parts = sum(map(self.duration_ns, (module.downsampling, *module.blocks)))
+                layouts = [
+                    "map",
+                    *(b for b, m in zip(module.layouts, module.blocks, strict=True) if self.duration_ns(m)),
+                ]
+                changes = sum(now == "tokens" != before for before, now in itertools.pairwise(layouts))
+                return parts + self.reshape_ns * changes
+            case DownsamplingModule():
+                return 3_000 + 7 * module.conv.in_channels * module.conv.out_channels
+            case _:
+                return 5_000 + 11 * sum(parameter.numel() for parameter in module.parameters())
+
+
+def table_of(device: AdditiveDevice, found: SearchSpace, **changes: int) -> LatencyTable:
+    options = {"batch_size": 1, "rounds": 3, "copies": 4, "seed": 0} | changes
+    return build_table(found, device, clock=device.clock, **options)
+
+
+def random_nets(found: SearchSpace, count: int) -> list:
+    generator = torch.Generator().manual_seed(3)
+    return [found.random(generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_where_time_is_additive_the_table_predicts_whole_nets_exactly(tokens):
+    device, searched = AdditiveDevice(), space(tokens=tokens)
+    table = table_of(device, searched)
+    result = audit(table, random_nets(searched, 10), device, rounds=3, seed=0, clock=device.clock)
+    assert result.worst_percent < 0.01
+    assert result.kendall_tau > 0.95  # nets of equal time are ties
+    assert result.held_out.worst_percent < 0.01
+    assert result.remeasurement_percent < 0.01
+
+
+def test_an_audit_on_another_runtime_than_the_tables_is_refused():
+    device, searched = AdditiveDevice(), space(tokens=False)
+    table = table_of(device, searched)
+    with pytest.raises(ValueError, match="the table is of additive 1"):
+        audit(table, random_nets(searched, 2), AdditiveDevice(threads=2), rounds=1, seed=0)
+
+
+def test_an_audit_read_back_is_the_audit(tmp_path):
+    device, searched = AdditiveDevice(), space(tokens=False)
+    result = audit(table_of(device, searched), random_nets(searched, 6), device, rounds=3, seed=0, clock=device.clock)
+    result.save(tmp_path / "latency-audit.json")
+    assert LatencyAudit.load(tmp_path / "latency-audit.json") == result
+
+
+def test_the_required_keys_cover_every_architecture_of_the_space():
+    searched = space()
+    required = required_keys(searched)
+    for net in [searched.largest, searched.smallest, *random_nets(searched, 50)]:
+        assert set(keys(net)) <= required
+
+
+def test_a_table_has_exactly_the_required_keys():
+    searched = space()
+    assert {entry.key for entry in table_of(AdditiveDevice(), searched).entries} == required_keys(searched)
+
+
+def test_equal_skeletons_are_built_once():
+    device, searched = AdditiveDevice(), space()
+    table = table_of(device, searched)
+    assert device.built == table.protocol.nets == count_nets(searched, copies=4)
+
+
+def test_more_pairs_than_allowed_are_interpolated_on_the_bilinear_surface():
+    searched = space(largest=112, tokens=False)
+    exact = table_of(AdditiveDevice(), searched, pairs=1000)
+    sparse = table_of(AdditiveDevice(), searched, pairs=9)
+    assert sum(entry.interpolated for entry in sparse.entries) == 7 * 8 - 9
+    assert not any(entry.interpolated for entry in exact.entries)
+    for entry in sparse.entries:
+        assert entry.median_ms == pytest.approx(exact.ms(entry.key), rel=1e-3)
+
+
+def test_chunks_are_linked_by_a_common_net_when_the_machine_changes_its_speed(monkeypatch):
+    searched, device = space(), AdditiveDevice()
+    whole = table_of(AdditiveDevice(), searched)
+    monkeypatch.setattr(table_building, "CHUNK_NETS", 8)
+    build = device.build
+
+    def slower_and_slower(module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        device.speed = 1.0 + (device.built // 9) * 0.25
+        return build(module, input_shape)
+
+    monkeypatch.setattr(device, "build", slower_and_slower)
+    chunked = table_of(device, searched)
+    for entry in chunked.entries:
+        assert entry.median_ms == pytest.approx(whole.ms(entry.key), rel=0.02)
+
+
+def test_a_part_that_costs_nothing_is_flagged_and_never_zero():
+    table = table_of(AdditiveDevice(reshape_ns=0), space())
+    unsettled = [entry for entry in table.entries if not entry.settled]
+    assert {entry.part for entry in unsettled} == {"reshape"}
+    assert all(0 < entry.median_ms <= 1e-6 for entry in unsettled)
+
+
+def test_the_table_states_its_condition():
+    table = table_of(AdditiveDevice(threads=3), space(), batch_size=2, rounds=4, copies=2, seed=5)
+    assert (table.runtime.name, table.threads, table.batch_size, table.resolution_px) == ("additive", 3, 2, (16, 16))
+    assert (table.protocol.rounds, table.protocol.copies, table.protocol.seed) == (4, 2, 5)
+
+
+def test_every_entry_rests_on_thirty_runs_or_more():
+    assert all(entry.runs >= 30 for entry in table_of(AdditiveDevice(), space()).entries)
+
+
+def test_progress_ends_at_its_total():
+    seen = []
+    device = AdditiveDevice()
+    build_table(
+        space(),
+        device,
+        batch_size=1,
+        rounds=2,
+        copies=4,
+        seed=0,
+        clock=device.clock,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_a_block_recipe_differs_by_its_copies_and_nothing_else():
+    for recipe in recipes(space(), copies=4):
+        if recipe.key.part == "block":
+            (more,), (fewer,) = recipe.plus.stages, recipe.minus.stages
+            assert more.blocks == fewer.blocks * 5
+            assert recipe.plus.model_copy(update={"stages": (fewer,)}) == recipe.minus
+
+
+def test_building_a_table_leaves_torchs_random_numbers_alone():
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    table_of(AdditiveDevice(), space(tokens=False), rounds=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "eager"])
+def test_a_real_runtime_fills_the_whole_table(name):
+    searched = space(largest=16)
+    table = build_table(searched, runtime(name, threads=1), batch_size=1, rounds=2, copies=2, seed=0)
+    assert {entry.key for entry in table.entries} == required_keys(searched)
+    assert table.latency_ms(searched.largest) > table.latency_ms(searched.smallest) > 0
+
+
+@pytest.mark.timing
+def test_the_table_ranks_whole_nets_and_is_within_a_factor_of_two():
+    searched, onnx = space(largest=64), runtime("onnxruntime", threads=1)
+    table = build_table(searched, onnx, batch_size=1, rounds=15, copies=4, seed=0)
+    result = audit(table, random_nets(searched, 20), onnx, rounds=15, seed=0)
+    assert result.kendall_tau > 0.6
+    assert result.worst_percent < 100

@@ -1,0 +1,116 @@
+"""ONNX export: parity, the dynamic batch axis, and what is refused."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from supernet.architecture import MB3D, MB4D, Architecture, Downsampling, Head, SeparableConv, Stage, Stem
+from supernet.metaformer import MetaFormer
+from supernet.onnx_export import export_onnx, onnx_bytes, onnx_parity, open_session
+from supernet.schema import UserError
+
+NET = Architecture(
+    in_channels=2,
+    resolution_px=(16, 24),
+    stem=Stem(width_channels=16, hidden_channels=8, strides=(1, 2)),
+    stages=(
+        Stage(
+            width_channels=16,
+            downsampling=None,
+            blocks=(MB4D(mlp_channels=32, layer_scale=0.5), SeparableConv(mixer_channels=32, mlp_channels=32)),
+        ),
+        Stage(
+            width_channels=32,
+            downsampling=Downsampling(),
+            blocks=(
+                MB4D(mlp_channels=32, layer_scale=0.5),
+                MB3D(heads=2, key_channels=4, value_channels=8, mlp_channels=32, layer_scale=0.5),
+            ),
+        ),
+        Stage(
+            width_channels=48,
+            downsampling=Downsampling(),
+            blocks=(MB3D(heads=2, key_channels=4, value_channels=8, mlp_channels=32, layer_scale=0.5),),
+        ),
+    ),
+    head=Head(num_classes=7, distillation=True),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> MetaFormer:
+    """A model whose norms are far from their defaults: those would not test their folding."""
+    torch.manual_seed(0)
+    model = MetaFormer(NET).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(
+                    torch.rand(tensor.shape) + 0.5 if "var" in name else tensor + torch.randn(tensor.shape) / 5
+                )
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(5, 2, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+def test_an_exported_model_computes_the_models_logits_for_any_batch(model, images, tmp_path):
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path, in_channels=2, resolution_px=(16, 24))
+    for count in (1, 5):
+        parity = onnx_parity(model, path, images[:count])
+        assert parity.max_relative < 1e-5
+        assert parity.max_abs_difference >= 0
+
+
+def test_parity_sees_a_changed_weight(model, images, tmp_path):
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path, in_channels=2, resolution_px=(16, 24))
+    changed = MetaFormer(NET).eval()
+    changed.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        changed.head.fc.bias += 0.5
+    assert onnx_parity(changed, path, images).max_abs_difference == pytest.approx(0.25, rel=1e-3)
+
+
+def test_both_exporters_compute_the_same():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.GELU()).eval()
+    images, found = torch.randn(3, 2, 8, 8), []
+    for exporter in ("torchscript", "dynamo"):
+        content = onnx_bytes(net, input_shape=(2, 2, 8, 8), exporter=exporter)
+        found.append(open_session(content, threads=1).run(None, {"images": images.numpy()})[0])
+    assert found[0].shape == found[1].shape == (3, 8, 6, 6)
+    assert abs(found[0] - found[1]).max() < 1e-6
+
+
+def test_an_exported_model_names_its_input_and_output_and_leaves_the_batch_open(model, tmp_path):
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path, in_channels=2, resolution_px=(16, 24))
+    graph = onnx.load(path).graph
+    ((images,), (logits,)) = graph.input, graph.output
+    assert (images.name, logits.name) == ("images", "logits")
+    assert images.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_a_model_in_training_mode_is_not_exported(model, tmp_path):
+    training = MetaFormer(NET).train()
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        export_onnx(training, tmp_path / "model.onnx", in_channels=2, resolution_px=(16, 24))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_a_users_mistake(model, images, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        onnx_parity(model, tmp_path / "model.onnx", images)
+
+
+def test_a_file_that_is_no_model_is_a_users_mistake(model, images, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="not an ONNX model"):
+        onnx_parity(model, tmp_path / "model.onnx", images)
