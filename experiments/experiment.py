@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from supernet.schema import Record, UserError, parse, read_data
+from supernet.schema import Record, UserError, parse, parse_yaml, read_data
 from supernet.space import SpaceShape
 from train.data import DataConfig
 from train.retraining import RetrainConfig
@@ -123,20 +123,20 @@ def load_experiment(path: Path, *, overrides: tuple[str, ...] = ()) -> Experimen
 
 
 def _override(data: dict[str, Any], override: str) -> None:
-    """Set one dotted field; its value is read as YAML, so that 5, 0.1, true, null and [a, b] have their types."""
+    """Set one dotted field (list items count from 1); its value is read as YAML, so 5, true and [a, b] have types."""
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise UserError(f"--set {override}: expected FIELD=VALUE, such as train.epochs=5")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     *sections, field = name.split(".")
     place: Any = data
     for section in sections:
-        place = place[int(section)] if _is_index(place, section) else _section(place, section, override)
+        place = place[int(section) - 1] if _is_index(place, section) else _section(place, section, override)
     if _is_index(place, field):
-        place[int(field)] = value
+        place[int(field) - 1] = value
     elif isinstance(place, dict):
         place[field] = value
     else:
@@ -144,7 +144,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _is_index(place: object, part: str) -> bool:
-    return isinstance(place, list) and part.isdigit() and int(part) < len(place)
+    return isinstance(place, list) and part.isdigit() and 0 < int(part) <= len(place)
 
 
 def _section(place: object, section: str, override: str) -> object:

@@ -90,7 +90,10 @@ class Solver:
         """An architecture whose whole net measures within the job's budget. Raises `BudgetUnreachable`."""
 
         def measure_ms(architecture: Architecture) -> float:
-            return self.run.measure([architecture], what=f"measuring {job.name}")[0].median_ms
+            what, predicted_ms = f"measuring {job.name}", self.run.table.latency_ms(architecture)
+            return least_disturbed(
+                lambda: self.run.measure([architecture], what=what)[0].median_ms, expected_ms=predicted_ms
+            )
 
         return deliver(
             budget_ms=job.budget_ms,
@@ -100,6 +103,19 @@ class Solver:
             measure_ms=measure_ms,
             ask_at_most_ms=ask_at_most_ms,
         )
+
+
+def least_disturbed(measure_ms: Callable[[], float], *, expected_ms: float) -> float:
+    """The smallest of up to three measurements; one within 10 % of what is expected, or below it, is enough.
+
+    Other programs on the machine only ever make a net slower, so the smallest median is the least disturbed.
+    """
+    smallest_ms = measure_ms()
+    for _ in range(2):
+        if smallest_ms <= 1.1 * expected_ms:
+            break
+        smallest_ms = min(smallest_ms, measure_ms())
+    return smallest_ms
 
 
 def architecture_path(folder: Path, job: Job) -> Path:

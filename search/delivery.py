@@ -45,7 +45,8 @@ def deliver(
 
     `solve(asked_ms)` gives an architecture predicted within `asked_ms`; correcting every prediction by a ratio is
     the same as asking for the budget divided by it. The net must measure within (1 - margin) of the budget, so that
-    the day's drift does not push it over. `ask_at_most_ms` starts lower, after an earlier net was too slow. Raises `BudgetUnreachable` when the rounds or the space are exhausted.
+    the day's drift does not push it over. `ask_at_most_ms` starts lower, after an earlier net was too slow. Raises
+    `BudgetUnreachable` when the rounds or the space are exhausted.
     """
     goal_ms = (1.0 - margin) * budget_ms
     asked_ms = goal_ms if ask_at_most_ms is None else min(goal_ms, ask_at_most_ms)

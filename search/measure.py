@@ -101,6 +101,13 @@ def machine() -> Machine:
     )
 
 
+def stopwatch_seconds(work: Callable[[], object], *, clock: Clock = time.perf_counter_ns) -> float:
+    """How long one call takes, once, in seconds: for estimates, not for results."""
+    start = clock()
+    work()
+    return (clock() - start) / 1e9
+
+
 def measure(
     nets: Mapping[Key, Net],
     *,

@@ -11,6 +11,7 @@ width (see `Block.at_width`).
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
 from pathlib import Path
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from supernet.schema import Record, UserError, digest, load, nearest, save
+from supernet.schema import Record, UserError, digest, load, nearest, parse, save
 
 
 def _odd(value: int) -> int:
@@ -69,7 +70,15 @@ class Block(Record):
                 values[option] = value
             else:
                 raise UserError(f"{option}: unknown option" + nearest(option, cls.option_names()))
-        return cls(**values)
+            if option != stem and f"{stem}_channels" in options:
+                raise UserError(f"{option} and {stem}_channels: give one of the two")
+        return parse(cls, {"type": cls.model_fields["type"].default} | values, source=cls.__name__)
+
+    @classmethod
+    def kind_of(cls, data: object) -> builtins.type[Record]:
+        """The registered block type that the data name, or `Block` itself."""
+        name = data.get("type") if isinstance(data, dict) else None
+        return _BLOCK_TYPES.get(name, cls) if isinstance(name, str) else cls
 
     @classmethod
     def option_names(cls) -> list[str]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import fnmatch
 from importlib.resources import files
 
-import yaml
-
 from supernet.architecture import Architecture
 from supernet.metaformer import MetaFormer
-from supernet.schema import UserError, nearest, parse
+from supernet.schema import UserError, nearest, parse, parse_yaml
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -23,7 +21,7 @@ def published_architecture(name: str) -> Architecture:
     if name not in list_models():
         raise UserError(f"unknown model {name!r}" + nearest(name, list_models()))
     text = files("supernet.zoo").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return parse(Architecture, yaml.safe_load(text), source=f"supernet/zoo/{name}.yaml")
+    return parse(Architecture, parse_yaml(text), source=f"supernet/zoo/{name}.yaml")
 
 
 def create_model(

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import types
 import typing
 from pathlib import Path
@@ -26,7 +27,12 @@ class UserError(ValueError):
 class Record(BaseModel):
     """A frozen pydantic model that refuses unknown keys and does not coerce types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @classmethod
+    def kind_of(cls, data: object) -> type[Record]:
+        """The class that reads these data: this one, or for an open set of records the subclass they name."""
+        return cls
 
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -40,7 +46,7 @@ def parse(record: type[RecordT], data: object, *, source: str) -> RecordT:
     try:
         return record.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = [_line(record, defect) for defect in error.errors()]
+        lines = [_line(record, data, defect) for defect in error.errors()]
         raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
     except TypeError as error:  # YAML dates and the like, which JSON does not know
         raise UserError(f"{source}: {error}") from None
@@ -55,10 +61,53 @@ def read_data(path: Path) -> object:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     try:
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        return parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'} ({reason})") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data from YAML: 1e-3 is a number, and a key that occurs twice is an error (`yaml.YAMLError`)."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def parse_json(text: str) -> Any:
+    """Plain data from JSON; a key that occurs twice is an error (`ValueError`)."""
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1's safe loader with YAML 1.2's floats, and without its silence about repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The writer that agrees with `_Loader` on what is a number, so that such a text is quoted."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} occurs twice")
+    return dict(pairs)
 
 
 def load(record: type[RecordT], path: Path | str) -> RecordT:
@@ -67,6 +116,8 @@ def load(record: type[RecordT], path: Path | str) -> RecordT:
     data = read_data(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
+    if "schema_version" in record.model_fields and "schema_version" not in data:
+        raise UserError(f"{path}: schema_version: required, but missing")
     return parse(record, data, source=str(path))
 
 
@@ -77,7 +128,7 @@ def save(value: Record, path: Path | str) -> None:
     if path.suffix == ".json":
         text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     else:
-        text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
     write_atomically(path, text.encode())
 
 
@@ -105,12 +156,12 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
 
 
-def _line(record: type[BaseModel], defect: Any) -> str:
-    location = [str(part) for part in defect["loc"]]
+def _line(record: type[Record], data: object, defect: Any) -> str:
+    location = [str(part + 1) if isinstance(part, int) else part for part in defect["loc"]]  # people count from 1
     name = ".".join(location) or "the whole"
     value = defect["input"]
     if defect["type"] == "extra_forbidden":
-        owner = _record_at(record, defect["loc"][:-1])
+        owner = _record_at(record, data, defect["loc"][:-1])
         return f"{name}: unknown key" + (nearest(location[-1], owner.model_fields) if owner else "")
     if defect["type"] == "missing":
         return f"{name}: required, but missing"
@@ -121,19 +172,23 @@ def _line(record: type[BaseModel], defect: Any) -> str:
     return f"{name}: {message[0].lower() + message[1:]} (got {shown if len(shown) <= 60 else shown[:57] + '...'})"
 
 
-def _record_at(record: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The record class that the keys of a validation error's location lead to, as far as it can be followed."""
-    current: type[BaseModel] | None = record
+def _record_at(record: type[Record], data: Any, location: tuple[Any, ...]) -> type[Record] | None:
+    """The record class that a validation error's location leads to, as far as the data let it be followed."""
+    current: type[Record] | None = record.kind_of(data)
     for part in location:
-        if current is None:
-            return None
-        if isinstance(part, str) and part in current.model_fields:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            continue  # a part that names a member of a union, not a key
+        if current is not None and isinstance(part, str) and part in current.model_fields:
             current = _record_in(current.model_fields[part].annotation)
+        if current is not None and isinstance(data, dict):
+            current = current.kind_of(data)
     return current
 
 
-def _record_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _record_in(annotation: Any) -> type[Record] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Record):
         return annotation
     if typing.get_origin(annotation) in (tuple, list, dict, typing.Union, types.UnionType, typing.Annotated):
         found = [_record_in(argument) for argument in typing.get_args(annotation)]

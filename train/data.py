@@ -40,7 +40,8 @@ class DataConfig(Record):
     Images are scaled to the resolution over `crop_fraction`, then cropped (at the centre to evaluate); images that
     are stored at the resolution are left alone. `in_memory: auto` decodes once whatever fits 2 GiB; other folders
     stream through `workers` processes. `mean` and `std` are per channel on a scale of 0..1; null computes them from
-    training images. `num_classes` is needed only to plan a run without its images; else it must agree with them.
+    training images. `num_classes` and `num_images` (for training) are needed only to plan a run without its images;
+    with them, the classes must agree.
     """
 
     path: str
@@ -50,6 +51,7 @@ class DataConfig(Record):
     in_memory: Literal["auto"] | bool = "auto"
     workers: Annotated[int, Field(ge=0)] = 4
     num_classes: Annotated[int, Field(ge=2)] | None = None
+    num_images: Positive | None = None
     mean: PerChannel | None = None
     std: PerChannel | None = None
     crop_fraction: Annotated[float, Field(gt=0, le=1)] = 0.875
@@ -152,6 +154,28 @@ def open_data(config: DataConfig, *, seed: int) -> ImageData:
     if config.num_classes is not None and config.num_classes != len(class_names):
         raise UserError(f"data.num_classes: {config.num_classes}, but {config.path} has {len(class_names)} classes")
     return _divided(training, test, class_names=class_names, config=config, seed=seed)
+
+
+class ImageCounts(Record):
+    """How many images and classes a data set has."""
+
+    training: int
+    test: int
+    classes: int
+
+
+def count_images(config: DataConfig) -> ImageCounts:
+    """Count without decoding. Without the images it is what the config says; raises `UserError` if it says nothing."""
+    if config.path == DIGITS:
+        training, test, names = _open_digits(config)
+        return ImageCounts(training=len(training), test=len(test), classes=len(names))
+    root = Path(config.path)
+    if not root.exists() and config.num_classes is not None and config.num_images is not None:
+        return ImageCounts(training=config.num_images, test=0, classes=config.num_classes)
+    if not root.exists():
+        raise UserError(f"{root}: no such folder (without it, a plan needs data.num_classes and data.num_images)")
+    train, held = list_splits(root)
+    return ImageCounts(training=len(train.paths), test=len(held.paths), classes=len(set(train.labels)))
 
 
 def synthetic_data(config: DataConfig, *, num_classes: int, images_per_class: int, seed: int) -> ImageData:

@@ -72,8 +72,9 @@ class AlphaConfig(Record):
 class WidthsConfig(Record):
     """Which widths a batch trains: the largest alone, or with the smallest and `random` others (the sandwich).
 
-    For the first `warmup_fraction` of the steps only the largest is trained. The sandwich's first member, which
-    teaches the others, is the space's largest architecture, or a sample of the MetaPaths at the largest widths.
+    The sandwich's first member, which teaches the others, is the space's largest architecture, or a sample of the
+    MetaPaths at the largest widths. For the first `warmup_fraction` of the steps only the largest widths are trained,
+    the architecture and a sample in turn.
     """
 
     sampling: Literal["sandwich", "largest"] = "sandwich"
@@ -199,8 +200,8 @@ class SupernetTraining:
         teacher_BK: Tensor | None = None
         smoothing = self.config.label_smoothing
         for member in widths:
-            teaches = not losses and len(widths) > 1 and self.config.widths.teacher == "architecture"
-            choice = self.space.largest if teaches else self._sample(member, at, generator)
+            whole = not losses and self._trains_whole(at, alone=len(widths) == 1)
+            choice = self.space.largest if whole else self._sample(member, at, generator)
             with autocast(self.config.precision, self.device):
                 outputs = self.supernet(images_BCHW, choice)
             if teacher_BK is None:
@@ -303,6 +304,13 @@ class SupernetTraining:
             config=self.config.augment,
             generator=generator,
         )
+
+    def _trains_whole(self, at: int, *, alone: bool) -> bool:
+        """Whether a batch's first member is the largest architecture; alone, in the warm-up, every other time."""
+        config = self.config.widths
+        if config.sampling != "sandwich" or config.teacher != "architecture":
+            return False
+        return at % 2 == 0 if alone else True
 
     def _widths(self, at: int, generator: torch.Generator) -> list[tuple[int, ...]]:
         members = [self.supernet.largest_widths]

@@ -188,7 +188,6 @@ def test_an_unknown_schema_version_is_refused() -> None:
     assert "got 2" in line
 
 
-@pytest.mark.xfail(reason="defect: a missing schema_version is guessed to be 1")
 def test_a_file_without_schema_version_is_refused(tmp_path: Path) -> None:
     ARCHITECTURE.save(tmp_path / "architecture.yaml")
     text = (tmp_path / "architecture.yaml").read_text()
@@ -213,13 +212,11 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(place: tuple[str | int,
     assert hint in line
 
 
-@pytest.mark.xfail(reason="defect: the hint knows the fields of Block alone")
 def test_a_misspelt_key_of_a_block_is_refused_with_the_nearest_name_of_that_block() -> None:
     assert "did you mean pool_kernel?" in refusal(changed(("stages", 0, "blocks", 0, "pool_kernal"), 3))
     assert "did you mean shift_px?" in refusal(changed(("stages", 1, "blocks", 0, "shift_pixels"), 3))
 
 
-@pytest.mark.xfail(reason="defect: pydantic counts from 0, every other message from 1")
 def test_a_refusal_counts_stages_and_blocks_from_one() -> None:
     line = refusal(changed(("stages", 1, "blocks", 0, "mlp_channels"), "many"))
     assert "stages.2.blocks.1.mlp_channels" in line
@@ -306,7 +303,6 @@ def test_a_wrong_option_of_a_block_is_refused(options: dict[str, Any], message: 
         MB4D.at_width(48, **options)
 
 
-@pytest.mark.xfail(reason="defect: the last one given wins silently")
 def test_channels_given_both_as_a_number_and_as_a_ratio_are_refused() -> None:
     with pytest.raises(UserError, match="mlp"):
         MB4D.at_width(48, mlp_channels=7, mlp_ratio=4)

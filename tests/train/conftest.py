@@ -14,8 +14,6 @@ from supernet.schema import parse
 from supernet.space import SearchSpace
 from train.data import DataConfig, ImageData, open_data
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:

@@ -156,7 +156,9 @@ def test_the_sandwich_has_the_largest_the_smallest_and_random_widths(
     steps = training(space, few_digits, CONFIG.model_copy(update={"widths": widths}))
     batch = next(steps.batches(0, 0))
     steps.weight_step(batch, at=0, generator=generator_for(0))
-    (alone,) = choices
+    steps.weight_step(batch, at=1, generator=generator_for(0))
+    whole, alone = choices
+    assert whole == space.largest
     assert isinstance(alone, Sample)
     assert alone.widths == steps.supernet.largest_widths
     choices.clear()
