@@ -7,20 +7,24 @@ import shlex
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.artifacts import RunFolder
-from experiments.console import Screen
-from experiments.experiment import Experiment, load_experiment
-from experiments.pipeline import run_stage, run_stages
-from experiments.plan import print_plan
-from experiments.run import Run
-from experiments.stages import STAGES, stage_named
-from experiments.summary import print_summary
-from supernet import UserError, cost, list_models, published_architecture
-from train.loop import LossDiverged
+# Everything that needs torch is imported inside the commands: `slimformer --help` answers at once.
+if TYPE_CHECKING:
+    from experiments.artifacts import RunFolder
+    from experiments.experiment import Experiment
+
+STAGE_HELP = {
+    "supernet": "Train the supernet; write its weights, metrics and importance.json.",
+    "table": "Measure the latency table, and audit it on random whole nets.",
+    "search": "Find, for every method and budget, an architecture whose whole net measures within the budget.",
+    "retrain": "Retrain every architecture that was found, each standalone.",
+    "export": "Write ONNX files, check their parity, and measure the whole nets; slim on where one is over its budget.",
+    "evaluate": "Count the test images, once, with every delivered model.",
+    "report": "Draw the report from the files of the other stages.",
+}
 
 app = typer.Typer(
     add_completion=False,
@@ -51,6 +55,13 @@ def run_command(
     plugin: PluginOption = None,
 ) -> None:
     """Run an experiment: supernet, table, search, retrain, export, evaluate, report. Run it again to go on."""
+    from experiments.console import Screen
+    from experiments.pipeline import run_stages
+    from experiments.plan import print_plan
+    from experiments.run import Run
+    from experiments.stages import stage_named
+    from experiments.summary import print_summary
+
     _import_plugins(plugin)
     if until is not None:
         stage_named(until)
@@ -77,6 +88,9 @@ def quickstart(out: OutOption = None) -> None:
 @app.command()
 def models(pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*") -> None:
     """List the published models: parameters, MACs, resolution."""
+    from experiments.console import Screen
+    from supernet import UserError, cost, list_models, published_architecture
+
     names = list_models(pattern)
     if not names:
         raise UserError(f"no published model matches {pattern!r} (known: {', '.join(list_models())})")
@@ -98,6 +112,11 @@ def _stage_command(name: str, summary: str) -> None:
         redo: RedoOption = False,
         plugin: PluginOption = None,
     ) -> None:
+        from experiments.console import Screen
+        from experiments.pipeline import run_stage
+        from experiments.run import Run
+        from experiments.stages import stage_named
+
         _import_plugins(plugin)
         described, folder = _opened(experiment, out, tuple(override or ()))
         with folder.locked():
@@ -105,12 +124,16 @@ def _stage_command(name: str, summary: str) -> None:
             run_stage(Run(described, folder, Screen(), command=_command()), stage_named(name), redo=redo)
 
 
-for _stage in STAGES:
-    _stage_command(_stage.name, (_stage.run.__doc__ or "").strip())
+for _name, _summary in STAGE_HELP.items():
+    _stage_command(_name, _summary)
 
 
 def _opened(path: Path, out: Path | None, overrides: tuple[str, ...]) -> tuple[Experiment, RunFolder]:
     """The experiment that a YAML file or a run folder describes, and its folder."""
+    from experiments.artifacts import RunFolder
+    from experiments.experiment import load_experiment
+    from supernet.schema import UserError
+
     if path.is_dir():
         if not (path / "config.json").exists():
             raise UserError(f"{path}: holds no run (no config.json); give an experiment's YAML file")
@@ -123,6 +146,8 @@ def _opened(path: Path, out: Path | None, overrides: tuple[str, ...]) -> tuple[E
 
 def _import_plugins(paths: list[Path] | None) -> None:
     """Execute the user's own Python files, which register blocks and runtimes."""
+    from supernet.schema import UserError
+
     for path in paths or []:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None or not path.is_file():
@@ -137,13 +162,14 @@ def _command() -> str:
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for a user's mistake, 1 for a diverged training, 130 for an interruption."""
+    """Run the command line; exit code 2 for a user's mistake or a diverged training, 130 for an interruption."""
     try:
         app()
-    except LossDiverged as error:
-        print(f"slimformer: {error}", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
+    except ValueError as error:
+        from supernet.schema import UserError
+
+        if not isinstance(error, UserError):
+            raise
         print(f"slimformer: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

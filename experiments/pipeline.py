@@ -69,7 +69,7 @@ def _key(run: Run, stage: Stage) -> tuple[str, dict[str, str]]:
     """The digest of all that goes into a stage, and the hashes of the files it reads."""
     finished = run.folder.manifest.stages
     inputs: dict[str, str] = {}
-    for needed in stage.reads:
+    for needed in stage.reads(run.experiment):
         if needed not in finished:
             raise UserError(
                 f"{run.path}: the stage {stage.name!r} needs {needed!r} first; run slimformer {needed} {run.path},"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import statistics
 from dataclasses import dataclass
 
@@ -19,21 +18,32 @@ from experiments.run import chosen_device
 from search.measure import stopwatch_seconds
 from search.table_building import count_nets
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, cost
-from train.data import ImageCounts, count_images
+from train.data import LARGEST_IN_MEMORY_BYTES, LARGEST_IN_MEMORY_IMAGES, ImageCounts, count_images
 from train.recipe import autocast
 from train.supernet_training import SupernetConfig
 
 TABLE_SECONDS_PER_NET = 0.17  # build and rounds; measured: 144 nets in 20 to 31 s on two cores of an AMD EPYC
-PLAN_BATCH = 8  # timed steps are of this many images at most, and scaled: a whole batch of photographs takes minutes
+PLAN_BATCH = 8  # photographs are timed in batches of this many at most, and scaled: a whole batch takes minutes
+TRAINING_BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and AdamW's two moments
+RUNTIME_BYTES = 0.9e9  # a process with torch, timm and onnxruntime loaded; seen: 0.85 to 0.9 GB resident
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One training step of one architecture, per image: seconds, and bytes kept for the backward pass."""
+
+    seconds: float
+    activation_bytes: float
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage takes."""
+    """What a stage takes; bytes without the images and the process itself."""
 
     stage: str
     what: str
-    seconds: float | None
+    seconds: float
+    bytes: float
 
 
 def print_plan(experiment: Experiment, folder: RunFolder, screen: Screen) -> None:
@@ -52,15 +62,19 @@ def print_plan(experiment: Experiment, folder: RunFolder, screen: Screen) -> Non
     device = chosen_device(experiment.device)
     _print_sizes(experiment, space, counts, screen)
     estimates = _estimates(experiment, space, counts, device)
+    held_bytes = RUNTIME_BYTES + _image_bytes(experiment, counts)
     rows = [
-        [estimate.stage, estimate.what, "?" if estimate.seconds is None else f"{estimate.seconds / 60:.1f}"]
+        [
+            estimate.stage,
+            estimate.what,
+            f"{estimate.seconds / 60:,.1f}",
+            f"{(estimate.bytes + held_bytes) / 1e9:.1f}",
+        ]
         for estimate in estimates
     ]
-    total = sum(estimate.seconds or 0.0 for estimate in estimates)
-    screen.table("Estimates from timed steps on this machine", ["stage", "what", "minutes"], rows)
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    screen.line(f"In all {total / 60:.0f} min ({total / 3600:.1f} h) on {device.type}; run folder {folder.path}.")
-    screen.line(f"Memory seen while timing: {peak_gb:.1f} GB; activations grow with the batch.")
+    screen.table("Estimates from timed steps on this machine", ["stage", "what", "minutes", "memory GB"], rows)
+    total = sum(estimate.seconds for estimate in estimates)
+    screen.line(f"In all {total / 60:,.0f} min ({total / 3600:,.1f} h) on {device.type}; run folder {folder.path}.")
 
 
 def _print_sizes(experiment: Experiment, space: SearchSpace, counts: ImageCounts, screen: Screen) -> None:
@@ -68,79 +82,105 @@ def _print_sizes(experiment: Experiment, space: SearchSpace, counts: ImageCounts
         len(space.widths(number)) * len(stage.candidates) ** stage.depth
         for number, stage in enumerate(space.stages, start=1)
     )
-    screen.line(
-        f"{experiment.name}: {counts.training:,} training and {counts.test:,} test images, {counts.classes} classes"
-    )
-    screen.line(f"Space: up to {choices:.2g} architectures, {len(space.positions)} MetaPaths")
+    images = f"{counts.training:,} training and {counts.test:,} test images, {counts.classes} classes"
+    screen.line(f"{experiment.name}: {images}")
+    screen.line(f"Space: {choices:.2g} combinations of widths and candidates, {len(space.positions)} MetaPaths")
     rows = []
     for name, architecture in (("largest", space.largest), ("smallest", space.smallest)):
         size = cost(architecture)
         rows.append([name, f"{size.parameters:,}", f"{size.macs:,}", str(architecture.depth)])
-    supernet_parameters = sum(parameter.numel() for parameter in _on_meta(space).parameters())
-    rows.append(["supernet", f"{supernet_parameters:,}", "", str(len(space.positions))])
+    rows.append(["supernet", f"{_supernet_parameters(space):,}", "", str(len(space.positions))])
     screen.table("Sizes", ["model", "parameters", "MACs", "blocks"], rows)
     budgets = experiment.search.budgets_ms or experiment.search.budgets_of_largest or ()
     unit = "ms" if experiment.search.budgets_ms else "of the largest's latency"
-    models = len(budgets) * len(experiment.search.methods)
     asked = ", ".join(f"{budget:g}" for budget in budgets)
+    models = len(budgets) * len(experiment.search.methods)
     screen.line(f"{models} models: {', '.join(experiment.search.methods)} at {asked} {unit}")
 
 
-def _on_meta(space: SearchSpace) -> Supernet:
+def _supernet_parameters(space: SearchSpace) -> int:
     with torch.device("meta"):
-        return Supernet(space)
+        return sum(parameter.numel() for parameter in Supernet(space).parameters())
+
+
+def _image_bytes(experiment: Experiment, counts: ImageCounts) -> float:
+    """What the decoded images take, if they are kept in memory."""
+    height, width = experiment.data.stored_px
+    decoded = (counts.training + counts.test) * height * width * experiment.data.channels
+    if experiment.data.in_memory is True:
+        return decoded
+    fits = decoded <= LARGEST_IN_MEMORY_BYTES and counts.training + counts.test <= LARGEST_IN_MEMORY_IMAGES
+    return decoded if fits and experiment.data.in_memory == "auto" else 0.0
 
 
 def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, device: torch.device) -> list[Estimate]:
-    supernet, train = experiment.supernet, experiment.train
+    supernet, train, search = experiment.supernet, experiment.train, experiment.search
     held_out = round(experiment.data.held_out_fraction * counts.training)
-    models = len(experiment.search.methods) * len(
-        experiment.search.budgets_ms or experiment.search.budgets_of_largest or ()
-    )
+    models = len(search.methods) * len(search.budgets_ms or search.budgets_of_largest or ())
     middle = space.scaled(0.7)
-    seconds = {
-        name: _seconds_per_image(architecture, supernet, device)
-        for name, architecture in (("largest", space.largest), ("middle", middle), ("smallest", space.smallest))
-    }
-    trained = supernet.epochs * (counts.training - held_out)
-    sandwich = 0.0 if supernet.widths.sampling == "largest" else 1 - supernet.widths.warmup_fraction
-    passes = seconds["largest"] + sandwich * (seconds["smallest"] + supernet.widths.random * seconds["middle"])
-    passes += (1 - supernet.alpha.warmup_fraction) / supernet.alpha.every * seconds["middle"]
-    retrained = train.epochs * (counts.training if train.use_held_out else counts.training - held_out)
+    largest = _step_cost(space.largest, supernet, device)
+    medium, smallest = _step_cost(middle, supernet, device), _step_cost(space.smallest, supernet, device)
+    passes = largest.seconds  # a training image's seconds: the largest, then the rest of the sandwich, then alphas
+    if supernet.widths.sampling == "sandwich":
+        sandwich = smallest.seconds + supernet.widths.random * medium.seconds
+        passes += (1 - supernet.widths.warmup_fraction) * sandwich
+    passes += (1 - supernet.alpha.warmup_fraction) / supernet.alpha.every * medium.seconds
+    if supernet.mixing == "soft":
+        passes *= max(len(stage.candidates) for stage in space.stages)
+    seen = counts.training - held_out
+    retrained = train.epochs * (counts.training if train.use_held_out else seen)
     nets = count_nets(space, copies=experiment.table.copies)
     steps = len(space.positions) + sum(len(space.widths(n)) for n in range(1, len(space.stages) + 1))
-    scored = min(experiment.search.score_images or held_out, held_out // 2) + experiment.search.refit_images
-    scoring = 3 * steps * scored * seconds["middle"] / 3  # three alternatives a step, forward alone
+    scored = min(search.score_images or held_out, held_out // 2) + search.refit_images
+    forward = medium.seconds / 3  # a step is a forward and a backward pass of about twice its cost
+    weights = TRAINING_BYTES_PER_PARAMETER * _supernet_parameters(space)
+    single = TRAINING_BYTES_PER_PARAMETER * cost(middle).parameters + train.batch_size * medium.activation_bytes
     return [
-        Estimate("supernet", f"{supernet.epochs} epochs of {counts.training - held_out:,} images", trained * passes),
-        Estimate("table", f"{nets} nets on {experiment.table.runtime}", TABLE_SECONDS_PER_NET * nets),
-        Estimate("search", f"at most {steps} steps, {scored:,} images a score", scoring),
-        Estimate("retrain", f"{models} models, {train.epochs} epochs", models * retrained * seconds["middle"]),
-        Estimate("export", "ONNX, parity, latency", 5.0 * models),
-        Estimate("evaluate", f"{counts.test:,} test images", models * counts.test * seconds["middle"] / 3),
+        Estimate(
+            "supernet",
+            f"{supernet.epochs} epochs of {seen:,} images",
+            supernet.epochs * seen * passes,
+            weights + supernet.batch_size * largest.activation_bytes,
+        ),
+        Estimate("table", f"{nets} nets on {experiment.table.runtime}", TABLE_SECONDS_PER_NET * nets, 0.0),
+        Estimate(
+            "search", f"at most {steps} steps, {scored:,} images a score", 3 * steps * scored * forward, weights / 4
+        ),
+        Estimate("retrain", f"{models} models, {train.epochs} epochs", models * retrained * medium.seconds, single),
+        Estimate("export", "ONNX, parity, latency", 5.0 * models, 0.0),
+        Estimate("evaluate", f"{counts.test:,} test images", models * counts.test * forward, 0.0),
     ]
 
 
-def _seconds_per_image(architecture: Architecture, config: SupernetConfig, device: torch.device) -> float:
-    """The time of a training step over its images: the median of three after one to warm up."""
+def _step_cost(architecture: Architecture, config: SupernetConfig, device: torch.device) -> StepCost:
+    """The cost of a training step an image: the median of three after one to warm up."""
     batch = min(config.batch_size, PLAN_BATCH if max(architecture.resolution_px) > 64 else config.batch_size)
     model = MetaFormer(architecture).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters())
     images = torch.randn(batch, architecture.in_channels, *architecture.resolution_px, device=device)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.long, device=device)
+    kept: dict[int, int] = {}  # storages that autograd keeps, by address
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
     def step() -> None:
         optimizer.zero_grad()
         with autocast(config.precision, device):
             outputs = model(images)
         logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-        F.cross_entropy(logits.float(), labels).backward()
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    step()
-    return statistics.median(stopwatch_seconds(step) for _ in range(3)) / batch
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    activations = sum(kept.values()) - sum(parameter.nbytes for parameter in model.parameters())
+    seconds = statistics.median(stopwatch_seconds(step) for _ in range(3))
+    return StepCost(seconds=seconds / batch, activation_bytes=max(0, activations) / batch)

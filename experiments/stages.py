@@ -43,13 +43,13 @@ from train.supernet_training import train_supernet, weights_path
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the line: `reads` are the stages whose files it reads, `settings` what it takes of the config."""
+    """One step of the line: `settings` is what it takes of the config, `reads` the stages whose files it reads."""
 
     name: str
-    reads: tuple[str, ...]
-    reads_images: bool
-    settings: Callable[[Experiment], dict[str, Any]]
     run: Callable[[Run], list[Path]]
+    settings: Callable[[Experiment], dict[str, Any]]
+    reads: Callable[[Experiment], tuple[str, ...]]
+    reads_images: bool = True
 
 
 def train_supernet_stage(run: Run) -> list[Path]:
@@ -246,28 +246,50 @@ def report_stage(run: Run) -> list[Path]:
     return [write_report(run.path)]
 
 
-def _of(*sections: str, seeds: tuple[str, ...] = ()) -> Callable[[Experiment], dict[str, Any]]:
+def _of(*fields: str) -> Callable[[Experiment], dict[str, Any]]:
+    """The settings under these dotted names."""
+
     def settings(experiment: Experiment) -> dict[str, Any]:
-        config = experiment.model_dump(mode="json")
-        return {name: config[name] for name in sections} | {f"seed {name}": config["seeds"][name] for name in seeds}
+        taken: dict[str, Any] = {}
+        for field in fields:
+            value: Any = experiment.model_dump(mode="json")
+            for part in field.split("."):
+                value = value[part]
+            taken[field] = value
+        return taken
 
     return settings
 
 
+def _files_of(*stages: str) -> Callable[[Experiment], tuple[str, ...]]:
+    return lambda experiment: stages
+
+
+def _read_by_retraining(experiment: Experiment) -> tuple[str, ...]:
+    return ("supernet", "search") if experiment.train.start == "inherited" else ("search",)
+
+
+_SCORE = ("search.refit_images", "search.score_images", "evaluate.batch_size")
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "supernet",
-        (),
-        True,
-        _of("data", "space", "supernet", "search", "evaluate", seeds=("data", "supernet")),
         train_supernet_stage,
+        _of("data", "space", "supernet", *_SCORE, "seeds.data", "seeds.supernet"),
+        _files_of(),
     ),
-    Stage("table", (), True, _of("data", "space", "table", seeds=("table",)), table_stage),
-    Stage("search", ("supernet", "table"), True, _of("search", "evaluate", seeds=("search",)), search_stage),
-    Stage("retrain", ("supernet", "search"), True, _of("train", "data", seeds=("train", "data")), retrain_stage),
-    Stage("export", ("supernet", "table", "search", "retrain"), True, _of("evaluate", "search"), export_models),
-    Stage("evaluate", ("search", "export"), True, _of("evaluate", "data"), evaluate_stage),
-    Stage("report", ("supernet", "table", "search", "evaluate"), False, _of("name"), report_stage),
+    Stage("table", table_stage, _of("data", "space", "table", "seeds.table"), _files_of()),
+    Stage("search", search_stage, _of("search", "evaluate", "seeds.search"), _files_of("supernet", "table")),
+    Stage("retrain", retrain_stage, _of("data", "train", "seeds.data", "seeds.train"), _read_by_retraining),
+    Stage("export", export_models, _of("evaluate", "search"), _files_of("supernet", "table", "search", "retrain")),
+    Stage("evaluate", evaluate_stage, _of("data", "evaluate"), _files_of("search", "export")),
+    Stage(
+        "report",
+        report_stage,
+        _of("name"),
+        _files_of("supernet", "table", "search", "evaluate"),
+        reads_images=False,
+    ),
 )
 
 
