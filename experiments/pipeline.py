@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from experiments.artifacts import BegunStage, StageRecord, digest_of, environment, folder_digest
+from experiments.artifacts import BegunStage, StageRecord, digest_of, folder_digest
 from experiments.run import Run
 from experiments.stages import STAGES, Stage, clear_working_files
 from supernet import UserError
@@ -59,7 +59,7 @@ def run_stage(run: Run, stage: Stage, *, redo: bool) -> None:
             inputs=inputs,
             artifacts=run.folder.hashes(paths),
             seeds=run.experiment.seeds.model_dump(),
-            environment=environment(threads=run.threads, command=run.command),
+            environment=run.environment,
         ),
     )
     run.screen.line(f"{stage.name}: {minutes(seconds)}")

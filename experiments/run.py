@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.artifacts import RunFolder
+from experiments.artifacts import RunFolder, environment
 from experiments.console import Screen, counted
 from experiments.experiment import Experiment
 from search.latency_audit import LatencyAudit, measure_models
@@ -27,10 +27,12 @@ class Run:
     """An experiment, its folder, and everything that more than one stage needs."""
 
     def __init__(self, experiment: Experiment, folder: RunFolder, screen: Screen, *, command: str) -> None:
-        self.experiment, self.folder, self.screen, self.command = experiment, folder, screen, command
+        self.experiment, self.folder, self.screen = experiment, folder, screen
         self.path = folder.path
         self.threads = experiment.threads or len(os.sched_getaffinity(0))
         self.device = chosen_device(experiment.device)
+        # Taken now, when the code is loaded: the checkout may change while a long stage runs.
+        self.environment = environment(threads=self.threads, command=command)
 
     @cached_property
     def data(self) -> ImageData:
