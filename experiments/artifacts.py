@@ -99,7 +99,8 @@ class RunFolder:
                 " name another folder with --out"
             )
         changed = differences(_without_place(there), _without_place(experiment))
-        if changed and not redo:
+        manifest = self.manifest
+        if changed and not redo and (manifest.stages or manifest.begun):
             raise UserError(
                 f"{self.path}: holds this experiment with other settings: {', '.join(changed)}; name another folder"
                 " with --out, or add --redo to do again the stages that they touch"

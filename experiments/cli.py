@@ -61,6 +61,7 @@ def run_command(
     from experiments.run import Run
     from experiments.stages import stage_named
     from experiments.summary import print_summary
+    from train.data import count_images
 
     _import_plugins(plugin)
     if until is not None:
@@ -70,6 +71,7 @@ def run_command(
     if plan:
         print_plan(described, folder, screen)
         return
+    count_images(described.data)  # a wrong path is told before anything is written
     with folder.locked():
         folder.claim(described, redo=redo)
         run = Run(described, folder, screen, command=_command())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from search.importance import DiscretizationGap
 from supernet import Architecture, Sample, Supernet, UserError, inherit
+from supernet.schema import write_atomically
 from train.augment import AugmentConfig
 from train.data import ImageData
 from train.evaluation import accuracy_of_batches, refit_batchnorm
@@ -73,7 +74,11 @@ def _read(cache: Path) -> dict[str, float]:
     if not cache.exists():
         return {}
     known = {}
-    for line in cache.read_text(encoding="utf-8").splitlines():
+    text = cache.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):  # the last line of a process that was killed
+        text = text[: text.rfind("\n") + 1]
+        write_atomically(cache, text.encode())
+    for line in text.splitlines():
         try:
             record = json.loads(line)
             known[str(record["digest"])] = float(record["accuracy_percent"])

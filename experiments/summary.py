@@ -17,7 +17,7 @@ def print_summary(path: Path, screen: Screen) -> None:
         [
             row.name,
             f"{row.budget_ms:g}",
-            f"{row.predicted_ms:.3f}",
+            "" if row.predicted_ms is None else f"{row.predicted_ms:.3f}",
             f"{row.measured_ms:.3f}",
             "yes" if row.within_budget else "NO",
             f"{row.accuracy_percent:.2f}",
@@ -26,8 +26,8 @@ def print_summary(path: Path, screen: Screen) -> None:
         ]
         for row in summary_table(path)
     ]
-    header = ["model", "budget ms", "predicted", "measured", "within", "test %", "params M", "MACs M"]
-    screen.table("Delivered models", header, rows)
+    header = ["model", "budget", "pred.", "meas.", "within", "test %", "params", "MACs"]
+    screen.table("Delivered models (latencies in ms, parameters and MACs in millions)", header, rows)
     evaluation = load(EvaluationFile, path / "evaluation.json")
     found = comparisons(evaluation.models, test_images=evaluation.test_images)
     for baseline in dict.fromkeys(comparison.baseline for comparison in found):

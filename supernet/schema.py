@@ -46,7 +46,10 @@ def parse(record: type[RecordT], data: object, *, source: str) -> RecordT:
     try:
         return record.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = [_line(record, data, defect) for defect in error.errors()]
+        defects = error.errors()
+        places = {defect["loc"][:end] for defect in defects for end in range(len(defect["loc"]))}
+        told = [d for d in defects if not (d["type"] == "too_short" and d["loc"] in places)]  # short by its bad items
+        lines = [_line(record, data, defect) for defect in told]
         raise UserError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
     except TypeError as error:  # YAML dates and the like, which JSON does not know
         raise UserError(f"{source}: {error}") from None

@@ -8,6 +8,7 @@ granularity, and the candidates of every position. The choices of EfficientForme
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,6 +133,9 @@ class SpaceShape(Record):
                     f"stage {number}: smallest width {stage.width_channels.smallest} is above the largest,"
                     f" {stage.width_channels.largest}"
                 )
+            bounds = stage.width_channels
+            for width in range(bounds.smallest, bounds.largest + 1, self.granularity):
+                check_distinct(stage.candidates, width_channels=width, stage=number)
         return self
 
 
@@ -340,6 +344,16 @@ def check_width(width_channels: int, *, granularity: int, stage: int) -> None:
         below = width_channels // granularity * granularity
         close = ", ".join(str(width) for width in (below, below + granularity) if width)
         raise UserError(f"stage {stage}: width {width_channels} is not a multiple of {granularity} (nearest: {close})")
+
+
+def check_distinct(candidates: tuple[Candidate, ...], *, width_channels: int, stage: int) -> None:
+    """Raise `UserError` if two candidates are the same block at a width: no architecture could tell them apart."""
+    for first, second in itertools.combinations(candidates, 2):
+        if first.block(width_channels) == second.block(width_channels):
+            raise UserError(
+                f"stage {stage}: candidates {first.name} and {second.name} are the same block at width"
+                f" {width_channels}; leave one out"
+            )
 
 
 def _first(candidates: tuple[Candidate, ...], *, identity: bool) -> Candidate | None:

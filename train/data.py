@@ -59,7 +59,9 @@ class DataConfig(Record):
     @field_validator("resolution_px", mode="before")
     @classmethod
     def _square(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
+        if isinstance(value, int):
+            return value, value
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _agrees(self) -> DataConfig:
@@ -173,7 +175,7 @@ def count_images(config: DataConfig) -> ImageCounts:
     if not root.exists() and config.num_classes is not None and config.num_images is not None:
         return ImageCounts(training=config.num_images, test=0, classes=config.num_classes)
     if not root.exists():
-        raise UserError(f"{root}: no such folder (without it, a plan needs data.num_classes and data.num_images)")
+        raise UserError(f"{root}: no such image folder (to plan without it, give data.num_classes and data.num_images)")
     train, held = list_splits(root)
     return ImageCounts(training=len(train.paths), test=len(held.paths), classes=len(set(train.labels)))
 
