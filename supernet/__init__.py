@@ -5,13 +5,14 @@ This room imports no other room of the project.
 
 from supernet.architecture import Architecture, Block
 from supernet.blocks import build_block, register_block
+from supernet.candidate import Candidate
 from supernet.cost import Cost, cost
 from supernet.inherit import inherit
 from supernet.metaformer import MetaFormer
 from supernet.metapath import MetaPath
 from supernet.model_zoo import create_model, list_models, published_architecture
 from supernet.schema import UserError
-from supernet.space import Candidate, SearchSpace
+from supernet.space import SearchSpace
 from supernet.supernet import Sample, Supernet
 
 __all__ = [

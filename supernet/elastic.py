@@ -8,6 +8,7 @@ module, a user's own block among them, is elastic, and a restricted supernet equ
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -15,6 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 WidthT = TypeVar("WidthT")
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A narrow module without memory, and the shapes of its parameters and buffers."""
+
+    module: nn.Module
+    shapes: dict[str, torch.Size]
 
 
 class Elastic(nn.Module, Generic[WidthT]):
@@ -25,28 +34,29 @@ class Elastic(nn.Module, Generic[WidthT]):
         self.full = build(full_width)
         self.full_width = full_width
         self._build = build
-        self._skeletons: dict[WidthT, tuple[nn.Module]] = {}  # in a tuple, so that torch does not register them
+        self._skeletons: dict[WidthT, Skeleton] = {}  # in a dict, so that torch does not register them
 
     def forward(self, x: Tensor, width: WidthT) -> Tensor:
         """Run at a width; the input has that width's channels."""
         if width == self.full_width:
             return self.full(x)  # type: ignore[no-any-return]
-        skeleton = self._skeleton(width)
-        if skeleton.training != self.full.training:
-            skeleton.train(self.full.training)
-        return functional_call(skeleton, self.state_at(width), (x,))  # type: ignore[no-any-return]
+        module = self._skeleton(width).module
+        if module.training != self.full.training:
+            module.train(self.full.training)
+        return functional_call(module, self.state_at(width), (x,))  # type: ignore[no-any-return]
 
     def state_at(self, width: WidthT) -> dict[str, Tensor]:
         """The parameters and buffers of the module at this width: leading slices, sharing memory with the full."""
-        full = dict(self.full.named_parameters()) | dict(self.full.named_buffers())
-        skeleton = self._skeleton(width)
-        return {name: leading(full[name], shape) for name, shape in _shapes(skeleton).items()}
+        full = named_tensors(self.full)
+        return {name: leading(full[name], shape) for name, shape in self._skeleton(width).shapes.items()}
 
-    def _skeleton(self, width: WidthT) -> nn.Module:
+    def _skeleton(self, width: WidthT) -> Skeleton:
         if width not in self._skeletons:
             with torch.device("meta"):
-                self._skeletons[width] = (self._build(width),)
-        return self._skeletons[width][0]
+                module = self._build(width)
+            shapes = {name: tensor.shape for name, tensor in named_tensors(module).items()}
+            self._skeletons[width] = Skeleton(module, shapes)
+        return self._skeletons[width]
 
 
 def leading(tensor: Tensor, shape: torch.Size) -> Tensor:
@@ -58,6 +68,6 @@ def leading(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor[tuple(slice(size) for size in shape)]
 
 
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    named = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: tensor.shape for name, tensor in named.items()}
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module, those that are not saved included."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from supernet.architecture import Architecture
-from supernet.elastic import Elastic, leading
+from supernet.elastic import Elastic, leading, named_tensors
 from supernet.metaformer import MetaFormer, MetaFormerStage
 from supernet.supernet import Supernet
 
@@ -23,8 +23,8 @@ def inherit(supernet: Supernet, architecture: Architecture, *, drop_path_rate: f
     model.to(next(supernet.parameters()).device)
     with torch.no_grad():
         for elastic, part in _pairs(supernet, model, architecture):
-            full = dict(elastic.full.named_parameters()) | dict(elastic.full.named_buffers())
-            for name, target in (*part.named_parameters(), *part.named_buffers()):
+            full = named_tensors(elastic.full)
+            for name, target in named_tensors(part).items():
                 target.copy_(leading(full[name], target.shape))
     return model.eval()
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from supernet.blocks import build_block
+from supernet.candidate import Candidate
 from supernet.elastic import Elastic
 from supernet.metaformer import to_map, to_tokens
-from supernet.space import Candidate
 
 Noise = Literal["none", "uniform", "gumbel"]
 

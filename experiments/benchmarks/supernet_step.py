@@ -188,7 +188,7 @@ def _single_step(case: Case, batch: Batch, device: torch.device) -> Step:
     config = case.config
     model = MetaFormer(case.space.largest).to(device).train()
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model.named_parameters(), config)
     images_BCHW, labels_B = batch
 
