@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 
-from experiments.models import Exported, ExportedModel, FoundModel, Job, found
+from experiments.models import (
+    DELIVERED_FILES,
+    Exported,
+    ExportedModel,
+    FoundModel,
+    Job,
+    Preprocessing,
+    found,
+)
 from experiments.retraining import retrain_model
 from experiments.run import Run
 from experiments.solving import Solver
@@ -35,8 +43,7 @@ def export_models(run: Run) -> list[Path]:
     for model in models:
         result = _within_budget(run, solver, model, timings[model.job.name])
         results.append(result)
-        folder = run.path / "delivered" / model.job.name
-        paths += [folder / "architecture.yaml", folder / "model.safetensors", folder / "model.onnx"]
+        paths += [run.path / "delivered" / model.job.name / name for name in DELIVERED_FILES]
     record = Exported(
         runtime=run.runtime.name,
         precision=run.runtime.precision,
@@ -49,7 +56,7 @@ def export_models(run: Run) -> list[Path]:
 
 
 def _export(run: Run, job: Job, trained: Path) -> None:
-    """Write `delivered/NAME/`: architecture, weights and ONNX file of a trained model."""
+    """Write `delivered/NAME/`: architecture, weights, ONNX file and preprocessing of a trained model."""
     folder = run.path / "delivered" / job.name
     architecture = Architecture.load(trained / "architecture.yaml")
     model = _trained(architecture, weights_path(trained))
@@ -61,6 +68,15 @@ def _export(run: Run, job: Job, trained: Path) -> None:
         in_channels=architecture.in_channels,
         resolution_px=architecture.resolution_px,
     )
+    preprocessing = Preprocessing(
+        resolution_px=architecture.resolution_px,
+        channels=architecture.in_channels,
+        crop_fraction=run.experiment.data.crop_fraction,
+        mean=run.data.normalisation.mean,
+        std=run.data.normalisation.std,
+        class_names=run.data.class_names,
+    )
+    save(preprocessing, folder / "preprocessing.json")
 
 
 def _trained(architecture: Architecture, weights: Path) -> MetaFormer:

@@ -69,8 +69,11 @@ class ExportedModel(Record):
     macs: int
 
 
+DELIVERED_FILES = ("architecture.yaml", "model.safetensors", "model.onnx", "preprocessing.json")
+
+
 class Exported(Record):
-    """What the export stage delivered: `delivered/NAME/` holds architecture.yaml, model.safetensors, model.onnx."""
+    """What the export stage delivered: `delivered/NAME/` holds what `DELIVERED_FILES` names."""
 
     schema_version: Literal[1] = 1
     runtime: str
@@ -78,6 +81,22 @@ class Exported(Record):
     threads: int
     batch_size: int
     models: tuple[ExportedModel, ...]
+
+
+class Preprocessing(Record):
+    """What a delivered model expects of an image, and what its outputs are: `delivered/NAME/preprocessing.json`.
+
+    Scale the image to cover resolution / `crop_fraction`, crop the centre, divide by 255, subtract `mean`, divide by
+    `std`, one value a channel. Images stored at the resolution are left as they are.
+    """
+
+    schema_version: Literal[1] = 1
+    resolution_px: tuple[int, int]
+    channels: int
+    crop_fraction: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
 
 
 class EvaluatedModel(Record):

@@ -131,6 +131,7 @@ class SeparableConv(Block):
     kernel: OddKernel = 3
     mixer_channels: Positive
     mlp_channels: Positive
+    activation: Literal["gelu", "relu"] = "gelu"
     layer_scale: LayerScale = 1.0
 
 

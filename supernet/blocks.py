@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from supernet.activations import Activation, activation_module
 from supernet.architecture import MB3D, MB4D, Block, BlockT, Identity, SeparableConv, register_block_type
 from supernet.mixers import OffsetAttention, PoolMixer, SeparableConvMixer
 
@@ -86,11 +87,11 @@ class LayerScale(nn.Module):
 class ConvMlp(nn.Module):
     """The channel MLP of 4D blocks: 1x1 convolutions with batch norm, exact GELU between (EfficientFormer V1)."""
 
-    def __init__(self, width_channels: int, mlp_channels: int) -> None:
+    def __init__(self, width_channels: int, mlp_channels: int, activation: Activation = "gelu") -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(width_channels, mlp_channels, 1)
         self.norm1 = nn.BatchNorm2d(mlp_channels)
-        self.act = nn.GELU()
+        self.act = activation_module(activation)
         self.fc2 = nn.Conv2d(mlp_channels, width_channels, 1)
         self.norm2 = nn.BatchNorm2d(width_channels)
         for conv in (self.fc1, self.fc2):
@@ -131,13 +132,20 @@ class MapBlock(nn.Module):
     """X' = X + ls1 * TokenMixer(X), X'' = X' + ls2 * ChannelMLP(X'), on maps; the parts bring their own norms."""
 
     def __init__(
-        self, mixer: nn.Module, *, width_channels: int, mlp_channels: int, layer_scale: float, drop_path: float
+        self,
+        mixer: nn.Module,
+        *,
+        width_channels: int,
+        mlp_channels: int,
+        layer_scale: float,
+        drop_path: float,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         self.token_mixer = mixer
         self.ls1 = LayerScale(width_channels, layer_scale, channels_first=True)
         self.drop_path = DropPath(drop_path)
-        self.mlp = ConvMlp(width_channels, mlp_channels)
+        self.mlp = ConvMlp(width_channels, mlp_channels, activation)
         self.ls2 = LayerScale(width_channels, layer_scale, channels_first=True)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -166,11 +174,12 @@ class SeparableConvModule(MapBlock):
 
     def __init__(self, block: SeparableConv, *, width_channels: int, grid: tuple[int, int], drop_path: float) -> None:
         super().__init__(
-            SeparableConvMixer(width_channels, block.mixer_channels, kernel=block.kernel),
+            SeparableConvMixer(width_channels, block.mixer_channels, kernel=block.kernel, activation=block.activation),
             width_channels=width_channels,
             mlp_channels=block.mlp_channels,
             layer_scale=block.layer_scale,
             drop_path=drop_path,
+            activation=block.activation,
         )
 
 

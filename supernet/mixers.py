@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from supernet.activations import Activation, activation_module
+
 
 class PoolMixer(nn.Module):
     """Average pooling minus its input (PoolFormer); borders average over what is inside the image."""
@@ -21,13 +23,15 @@ class PoolMixer(nn.Module):
 
 
 class SeparableConvMixer(nn.Module):
-    """Expand (1x1), exact GELU, depthwise convolution, project (1x1); batch norm after each convolution."""
+    """Expand (1x1), activation, depthwise convolution, project (1x1); batch norm after each convolution."""
 
-    def __init__(self, width_channels: int, mixer_channels: int, *, kernel: int) -> None:
+    def __init__(
+        self, width_channels: int, mixer_channels: int, *, kernel: int, activation: Activation = "gelu"
+    ) -> None:
         super().__init__()
         self.pwconv1 = nn.Conv2d(width_channels, mixer_channels, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(mixer_channels)
-        self.act = nn.GELU()
+        self.act = activation_module(activation)
         self.dwconv = nn.Conv2d(
             mixer_channels, mixer_channels, kernel, padding=kernel // 2, groups=mixer_channels, bias=False
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from supernet.activations import activation_module
 from supernet.architecture import Downsampling, Head, Stem
 
 
@@ -15,13 +16,12 @@ class StemModule(nn.Module):
     def __init__(self, stem: Stem, *, in_channels: int) -> None:
         super().__init__()
         first, second = stem.strides
-        activation = {"relu": nn.ReLU, "gelu": nn.GELU}[stem.activation]
         self.conv1 = nn.Conv2d(in_channels, stem.hidden_channels, 3, stride=first, padding=1)
         self.norm1 = nn.BatchNorm2d(stem.hidden_channels)
-        self.act1 = activation()
+        self.act1 = activation_module(stem.activation)
         self.conv2 = nn.Conv2d(stem.hidden_channels, stem.width_channels, 3, stride=second, padding=1)
         self.norm2 = nn.BatchNorm2d(stem.width_channels)
-        self.act2 = activation()
+        self.act2 = activation_module(stem.activation)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Images B,C,H,W to a map of the first stage's width."""
