@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 ROOMS := supernet search train experiments analysis
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test long timing check format cifar10 clean
+.PHONY: help quickstart test long timing check format cifar10 benchmark record clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,6 +34,14 @@ format: $(VENV)/installed-test ## let ruff format and repair what it can
 
 cifar10: $(VENV)/installed ## run the CIFAR-10 experiment (90 minutes on two cores)
 	$(BIN)/slimformer run experiments/cifar10.yaml
+
+benchmark: $(VENV)/installed ## time a supernet's training step against its largest model's (on an idle machine)
+	$(BIN)/python -m experiments.benchmarks.supernet_step
+
+record: ## keep the small files of a run: make record RUN=runs/cifar10
+	mkdir -p experiments/records/$(notdir $(RUN))
+	cd $(RUN) && tar cf - *.json trajectory.jsonl report.html architectures supernet/*.csv models/*/*.csv \
+		| tar xf - -C $(CURDIR)/experiments/records/$(notdir $(RUN))
 
 clean: ## remove .venv and every cache; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

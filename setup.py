@@ -17,6 +17,7 @@ setup(
         "search.runtimes",
         "train",
         "experiments",
+        "experiments.benchmarks",
         "analysis",
     ],
     package_data={

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from experiments.artifacts import RunFolder
     from experiments.experiment import Experiment
 
+INTERRUPTED = 130
+
 STAGE_HELP = {
     "supernet": "Train the supernet; write its weights, metrics and importance.json.",
     "table": "Measure the latency table, and audit it on random whole nets.",
@@ -175,8 +177,16 @@ def main() -> None:
         print(f"slimformer: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("slimformer: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_interrupted())
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # how typer answers Ctrl-C inside a command
+            _interrupted()
+        raise
+
+
+def _interrupted() -> int:
+    print("slimformer: interrupted; run the same command again to go on", file=sys.stderr)
+    return INTERRUPTED
 
 
 if __name__ == "__main__":

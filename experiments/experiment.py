@@ -129,7 +129,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: expected FIELD=VALUE, such as train.epochs=5")
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # YAML reads 2026-02-30 as a date, and finds that there is none
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     *sections, field = name.split(".")
     place: Any = data
@@ -156,12 +156,15 @@ def _section(place: object, section: str, override: str) -> object:
 
 
 def differences(first: Record, second: Record) -> list[str]:
-    """The dotted names of the fields in which two records differ."""
+    """The dotted names (list items count from 1) and both values of the fields in which two records differ."""
 
     def walk(a: object, b: object, name: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             keys = [*a, *(key for key in b if key not in a)]
             return [line for key in keys for line in walk(a.get(key), b.get(key), f"{name}.{key}" if name else key)]
+        if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            pairs = enumerate(zip(a, b, strict=True), start=1)
+            return [line for index, (x, y) in pairs for line in walk(x, y, f"{name}.{index}")]
         return [] if a == b else [f"{name} ({a} there, {b} here)"]
 
     return walk(first.model_dump(mode="json"), second.model_dump(mode="json"), "")

@@ -82,7 +82,7 @@ def _read(cache: Path) -> dict[str, float]:
         try:
             record = json.loads(line)
             known[str(record["digest"])] = float(record["accuracy_percent"])
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise UserError(f"{cache}: a line is damaged; delete the file, the search will score again") from None
     return known
 

@@ -281,7 +281,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("table", table_stage, _of("data", "space", "table", "seeds.table"), _files_of()),
     Stage("search", search_stage, _of("search", "evaluate", "seeds.search"), _files_of("supernet", "table")),
     Stage("retrain", retrain_stage, _of("data", "train", "seeds.data", "seeds.train"), _read_by_retraining),
-    Stage("export", export_models, _of("evaluate", "search"), _files_of("supernet", "table", "search", "retrain")),
+    Stage(
+        "export", export_models, _of("data", "evaluate", "search"), _files_of("supernet", "table", "search", "retrain")
+    ),
     Stage("evaluate", evaluate_stage, _of("data", "evaluate"), _files_of("search", "export")),
     Stage(
         "report",
@@ -306,7 +308,7 @@ def clear_working_files(stage: str, folder: Path) -> None:
     leftovers = {
         "supernet": ["supernet", "scores.jsonl"],
         "search": ["scores.jsonl", "architectures"],
-        "retrain": ["models"],
+        "retrain": ["models", "again"],
         "export": ["delivered", "again"],
     }
     for name in leftovers.get(stage, []):

@@ -13,9 +13,8 @@ def uniform_scaling(space: SearchSpace, *, table: Latencies, budget_ms: float, f
 
     `factors` values from 0 to 1 are tried. Raises `BudgetUnreachable` if even the smallest is too slow.
     """
-    scaled = {
-        space.scaled(index / (factors - 1)).digest: space.scaled(index / (factors - 1)) for index in range(factors)
-    }
+    candidates = (space.scaled(index / (factors - 1)) for index in range(factors))
+    scaled = {architecture.digest: architecture for architecture in candidates}
     within = [(ms, a) for ms, a in ((table.latency_ms(a), a) for a in scaled.values()) if ms <= budget_ms]
     if not within:
         raise BudgetUnreachable(budget_ms, min(table.latency_ms(a) for a in scaled.values()))

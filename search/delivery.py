@@ -53,7 +53,10 @@ def deliver(
     rounds: list[DeliveryRound] = []
     measured: dict[str, float] = {}
     while len(rounds) < max_rounds:
-        architecture = solve(asked_ms)
+        try:
+            architecture = solve(asked_ms)
+        except BudgetUnreachable as reason:  # of what was asked of the table; say it of the budget
+            raise BudgetUnreachable(budget_ms, reason.smallest_ms * budget_ms / asked_ms) from None
         key, predicted_ms = architecture.digest, predict_ms(architecture)
         if key not in measured:
             measured[key] = measure_ms(architecture)

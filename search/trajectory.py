@@ -10,7 +10,7 @@ from pydantic import Field
 
 from search.actions import SlimmingAction, apply
 from supernet import Architecture, SearchSpace, UserError
-from supernet.schema import Record, parse, write_atomically
+from supernet.schema import Record, parse, parse_json, write_atomically
 
 
 class Alternative(Record):
@@ -67,9 +67,15 @@ class Trajectory(Record):
         """Read a file of steps. Raises `UserError` naming the line that is wrong."""
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
-            steps = [parse(Step, json.loads(line), source=f"{path}, line {n}") for n, line in enumerate(lines, 1)]
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from None
+        steps = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                data = parse_json(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not valid JSON ({error})") from None
+            steps.append(parse(Step, data, source=f"{path}, line {number}"))
         if not steps:
             raise UserError(f"{path}: holds no steps")
         return cls(steps=tuple(steps))

@@ -145,7 +145,8 @@ def decode_all(paths: Sequence[str], *, size_px: tuple[int, int], channels: int,
 
     parts = [range(start, min(start + 128, len(paths))) for start in range(0, len(paths), 128)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(f"decoding {what}", total=len(paths))
     began = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:

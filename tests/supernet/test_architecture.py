@@ -96,6 +96,8 @@ def another(place: tuple[str | int, ...]) -> Any:
             return changed(place, value * 2)
         case "relu":
             return changed(place, "gelu")
+        case "gelu":
+            return changed(place, "relu")
         case None:
             return changed(place, {"stride": 1})
     raise AssertionError(f"no other value known for {place}: {value!r}")

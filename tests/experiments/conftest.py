@@ -1,0 +1,243 @@
+"""A tiny experiment on real digits, finished once, on a device whose time is arithmetic.
+
+The virtual runtime counts parameters instead of computing, on a clock of its own. So a whole run takes seconds, its
+latencies are exact, and two runs with one seed must give the same bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from experiments import cli
+from search.measure import Timing, measure
+from search.runtimes import register_runtime
+
+POOLING = {"type": "mb4d", "mlp_ratio": 2, "layer_scale": 1.0}
+ATTENTION = {
+    "type": "mb3d",
+    "heads": 2,
+    "key_channels": 4,
+    "value_channels": 4,
+    "mlp_ratio": 2,
+    "layer_scale": 1.0,
+}
+TINY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "tiny",
+    "device": "cpu",
+    "threads": 1,
+    "data": {"path": "digits", "resolution_px": 8, "channels": 1, "held_out_fraction": 0.25},
+    "space": {
+        "granularity": 8,
+        "stem": {"strides": [1, 1]},
+        "stages": [
+            {
+                "depth": 1,
+                "width_channels": {"smallest": 8, "largest": 16},
+                "candidates": [POOLING, "identity"],
+            },
+            {
+                "depth": 2,
+                "width_channels": {"smallest": 8, "largest": 24},
+                "candidates": [POOLING, ATTENTION, "identity"],
+            },
+        ],
+    },
+    "supernet": {
+        "epochs": 2,
+        "batch_size": 128,
+        "learning_rate": 1.0e-2,
+        "precision": "fp32",
+        "alpha": {"learning_rate": 0.1, "warmup_fraction": 0.5},
+        "widths": {"random": 1, "warmup_fraction": 0.25},
+    },
+    "table": {"runtime": "virtual", "rounds": 2, "copies": 1, "audit_nets": 4},
+    "search": {"budgets_of_largest": [0.71, 0.47], "score_images": 64, "refit_images": 128},
+    "train": {"epochs": 2, "batch_size": 64, "learning_rate": 1.0e-2, "precision": "fp32"},
+    "evaluate": {"batch_size": 64, "parity_images": 2, "latency_rounds": 2},
+}
+
+
+@dataclass
+class VirtualDevice:
+    """Where virtual nets run: `slowdown` multiplies every duration, `calls` counts inferences."""
+
+    now_ns: int = 0
+    slowdown: float = 1.0
+    calls: int = 0
+
+    def clock(self) -> int:
+        return self.now_ns
+
+
+DEVICE = VirtualDevice()
+
+
+@dataclass(frozen=True)
+class VirtualNet:
+    """A net that takes 10 µs, and 20 ns more for every parameter and image."""
+
+    duration_ns: int
+
+    def __call__(self) -> None:
+        DEVICE.calls += 1
+        DEVICE.now_ns += round(DEVICE.slowdown * self.duration_ns)
+
+
+@register_runtime("virtual")
+class VirtualRuntime:
+    name, version, precision = "virtual", "1", "fp32"
+
+    def __init__(self, *, threads: int) -> None:
+        self.threads = threads
+
+    def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> VirtualNet:
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        return VirtualNet(10_000 + 20 * parameters * input_shape[0] // self.threads)
+
+
+@register_runtime("virtual_too")
+class OtherVirtualRuntime(VirtualRuntime):
+    name = "virtual_too"
+
+
+def _measured(nets: Mapping[Any, Callable[[], object]], **options: Any) -> dict[Any, Timing]:
+    """`measure`, but virtual nets are timed by their own clock, and nothing interrupts them."""
+    if not all(isinstance(net, VirtualNet) for net in nets.values()):
+        return measure(nets, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.measure._interruptions", lambda: 0)
+        return measure(nets, **{**options, "clock": DEVICE.clock})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _virtual_time() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("search.table_building", "search.latency_audit", "experiments.exporting"):
+            patch.setattr(f"{module}.measure", _measured)
+        yield
+
+
+@pytest.fixture
+def device() -> Iterator[VirtualDevice]:
+    """The virtual device, as fast as ever, before any call."""
+    DEVICE.slowdown, DEVICE.calls = 1.0, 0
+    yield DEVICE
+    DEVICE.slowdown = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line answered; any exception but an exit would fail the test."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def mistake(self) -> str:
+        """The one line on standard error of a user's mistake."""
+        assert self.code == 2, self.err
+        assert self.err.startswith("slimformer: "), self.err
+        assert self.err.endswith("\n")
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("slimformer: ").removesuffix("\n")
+
+
+def run_slimformer(*words: object) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["slimformer", *map(str, words)])
+        try:
+            cli.main()
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code
+    return Outcome(0 if code is None else code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def slimformer() -> Callable[..., Outcome]:
+    """Runs the command line in this process: `slimformer("run", path, "--until", "table")`."""
+    return run_slimformer
+
+
+def written(folder: Path, changes: Mapping[str, Any]) -> Path:
+    """The tiny experiment as a YAML file, with other values under dotted names."""
+    data: Any = copy.deepcopy(TINY)
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        place = data
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the tiny experiment: `tiny(**{"train.epochs": 1})` is the path of a YAML file."""
+    return lambda **changes: written(tmp_path, changes)
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("finished")
+    outcome = run_slimformer("run", written(folder, {}), "--out", folder / "tiny")
+    assert outcome.code == 0, outcome.err
+    return folder / "tiny"
+
+
+@pytest.fixture
+def finished(_finished: Path) -> Path:
+    """A finished run of the tiny experiment, to read; `copied` is one to change."""
+    return _finished
+
+
+@pytest.fixture
+def copied(_finished: Path, tmp_path: Path) -> Path:
+    """A finished run of the tiny experiment in a folder of the test's own."""
+    return Path(shutil.copytree(_finished, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """An image folder of two classes, 10 training and 4 test images each, noise around a brightness, 8x8 px."""
+    root = tmp_path / "images"
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 10), ("val", 4)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(60 + 80 * label, 120 + 80 * label, (8, 8, 3), generator=generator)
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number:02}.png")
+    return root
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """All files of a folder with their bytes."""
+    return _contents

@@ -1,0 +1,471 @@
+"""Every config field changes something: an option that does nothing is a lie.
+
+Each field of an experiment is named here once, with the test that shows what it changes: a run of one stage of the
+tiny experiment in this file, or a test of the room that the field belongs to. A new field without one fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import json
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments import exporting
+from experiments.artifacts import RunFolder
+from experiments.console import Screen
+from experiments.experiment import Experiment, load_experiment
+from experiments.pipeline import run_stage
+from experiments.run import Run, chosen_device
+from experiments.solving import Solver
+from experiments.stages import STAGES, stage_named
+from supernet.schema import Record
+from train import streaming
+from train.augment import AugmentConfig
+from train.data import DataConfig, open_data
+from train.retraining import RetrainConfig, Retraining, initial_model
+from train.splits import FolderSplit, batches
+from train.supernet_training import SupernetConfig
+
+Slimformer = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A test elsewhere that shows what a field changes; `change` is the field's name in that test's table."""
+
+    module: str
+    test: str
+    change: str | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One stage of the tiny experiment run with other values: these files must differ from the original's."""
+
+    stage: str
+    files: str
+    overrides: tuple[str, ...]
+
+
+def ran(stage: str, files: str, *overrides: str) -> Ran:
+    return Ran(stage, files, overrides)
+
+
+def here(test: str) -> Shown:
+    return Shown("tests.experiments.test_every_field", test)
+
+
+SUPERNET = "tests.train.test_supernet_training"
+RETRAINING = "tests.train.test_retraining"
+DATA = "tests.train.test_data"
+AUGMENT = "tests.train.test_augment"
+DISTILLATION = "tests.train.test_distillation"
+CLI = "tests.experiments.test_cli"
+
+AUDIT, FOUND, WEIGHTS = "latency-audit.json", "found.json", "models/*/retrain.safetensors"
+FIRST = "space.stages.1"
+
+AUGMENTATION: dict[str, Shown] = {
+    **{
+        name: Shown(AUGMENT, "test_every_option_changes_the_batch", name)
+        for name in ("crop_padding_px", "min_crop_scale", "flip", "erase_probability")
+    },
+    "mixup_alpha": Shown(AUGMENT, "test_mixup_mixes_images_and_targets_alike"),
+    "cutmix_alpha": Shown(AUGMENT, "test_cutmix_pastes_a_box_and_weighs_targets_by_its_area"),
+    "mix_probability": Shown(AUGMENT, "test_mixing_touches_the_given_share_of_batches"),
+    "randaugment": here("test_randaugment_changes_images_that_stream"),
+}
+
+FIELDS: dict[str, Shown | Ran] = {
+    "schema_version": Shown(
+        "tests.experiments.test_experiment",
+        "test_a_wrong_field_is_refused_with_its_name_and_what_is_allowed",
+    ),
+    "name": Shown(CLI, "test_the_run_folder_is_named_after_the_experiment"),
+    "device": here("test_the_device_is_the_one_asked_for"),
+    "threads": here("test_a_stage_runs_with_the_threads_asked_for"),
+    "seeds.data": ran("supernet", "importance.json", "seeds.data=1"),
+    "seeds.supernet": ran("supernet", "importance.json", "seeds.supernet=1"),
+    "seeds.table": ran("table", AUDIT, "seeds.table=1"),
+    "seeds.search": ran("search", FOUND, "seeds.search=1"),
+    "seeds.train": ran("retrain", WEIGHTS, "seeds.train=1"),
+    "data.path": Shown(DATA, "test_a_folder_is_read_with_its_classes_and_splits"),
+    **{
+        f"data.{name}": Shown(DATA, "test_every_field_changes_the_data", name)
+        for name in ("resolution_px", "channels", "held_out_fraction", "mean", "std", "crop_fraction", "in_memory")
+    },
+    "data.workers": here("test_images_stream_through_the_workers_asked_for"),
+    "data.num_classes": Shown(DATA, "test_the_number_of_classes_must_agree_with_the_folders"),
+    "data.num_images": Shown(CLI, "test_a_plan_needs_no_images_where_their_number_is_given"),
+    "space.granularity": ran("table", AUDIT, "space.granularity=4"),
+    "space.stem.strides": ran("table", AUDIT, "space.stem.strides=[1, 2]"),
+    "space.stem.activation": ran("table", AUDIT, "space.stem.activation=gelu"),
+    "space.downsampling_stride": ran("table", AUDIT, "space.downsampling_stride=1"),
+    "space.distillation_head": ran("table", AUDIT, "space.distillation_head=true"),
+    "space.stages.depth": ran("table", AUDIT, f"{FIRST}.depth=2"),
+    "space.stages.width_channels.smallest": ran("table", AUDIT, f"{FIRST}.width_channels.smallest=16"),
+    "space.stages.width_channels.largest": ran("table", AUDIT, f"{FIRST}.width_channels.largest=24"),
+    "space.stages.candidates.type": ran("table", AUDIT, f"{FIRST}.candidates.1=separable_conv"),
+    "space.stages.candidates.options": ran("table", AUDIT, f"{FIRST}.candidates.1.mlp_ratio=3"),
+    "space.stages.candidates.name": ran("supernet", "importance.json", f"{FIRST}.candidates.1.name=pooling"),
+    **{
+        f"supernet.{name}": Shown(SUPERNET, "test_every_field_changes_the_training", name)
+        for name in (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "warmup_epochs",
+            "min_learning_rate",
+            "weight_decay",
+            "label_smoothing",
+            "gradient_clip_norm",
+            "precision",
+            "mixing",
+            "noise",
+            "temperature.end",
+            "temperature.schedule",
+            "alpha.learning_rate",
+            "alpha.weight_decay",
+            "alpha.warmup_fraction",
+            "alpha.every",
+            "widths.sampling",
+            "widths.random",
+            "widths.warmup_fraction",
+            "widths.teacher",
+            "distill_weight",
+        )
+    },
+    "supernet.temperature.start": Shown(SUPERNET, "test_every_field_changes_the_training", "temperature"),
+    "supernet.channels_last": Shown(SUPERNET, "test_channels_last_is_the_layout_of_the_weights"),
+    **{f"supernet.augment.{name}": shown for name, shown in AUGMENTATION.items()},
+    "table.runtime": ran("table", "latency-*-t?.json", "table.runtime=virtual_too"),
+    "table.threads": ran("table", AUDIT, "table.threads=2"),
+    "table.batch_size": ran("table", AUDIT, "table.batch_size=3"),
+    "table.rounds": ran("table", "latency-*-t?.json", "table.rounds=3"),
+    "table.copies": ran("table", "latency-*-t?.json", "table.copies=3"),
+    "table.audit_nets": ran("table", AUDIT, "table.audit_nets=5"),
+    "search.budgets_ms": ran("search", FOUND, "search.budgets_of_largest=null", "search.budgets_ms=[0.15]"),
+    "search.budgets_of_largest": ran("search", FOUND, "search.budgets_of_largest=[0.71]"),
+    "search.methods": ran("search", FOUND, "search.methods=[search]"),
+    "search.margin": ran("search", FOUND, "search.margin=0.2"),
+    "search.refit_images": here("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
+    "search.score_images": here("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
+    **{
+        f"train.{name}": Shown(RETRAINING, "test_every_field_of_the_recipe_changes_the_weights", name)
+        for name in (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "warmup_epochs",
+            "min_learning_rate",
+            "weight_decay",
+            "label_smoothing",
+            "gradient_clip_norm",
+            "precision",
+            "ema_decay",
+            "drop_path_rate",
+        )
+    },
+    "train.channels_last": here("test_channels_last_is_the_layout_of_a_retrained_models_weights"),
+    **{f"train.augment.{name}": shown for name, shown in AUGMENTATION.items()},
+    "train.distillation.teacher": Shown(RETRAINING, "test_a_teacher_changes_what_is_learnt"),
+    "train.distillation.weights": Shown(DISTILLATION, "test_our_own_architecture_can_teach"),
+    **{
+        f"train.distillation.{name}": Shown(DISTILLATION, "test_every_field_changes_the_loss", name)
+        for name in ("weight", "temperature", "hard")
+    },
+    "train.start": ran("retrain", WEIGHTS, "train.start=inherited"),
+    "train.use_held_out": ran("retrain", WEIGHTS, "train.use_held_out=false"),
+    "evaluate.batch_size": here("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
+    "evaluate.parity_images": here("test_parity_is_checked_on_so_many_images"),
+    "evaluate.latency_rounds": here("test_delivered_models_are_measured_in_so_many_rounds"),
+}
+
+# What says where a run happens, but not what comes out: a run may go on with other values.
+PLACE = {"schema_version", "device", "threads"}
+# The stages that must be done again when a field changes, by the longest beginning of its name that stands here.
+TOUCHED: dict[str, set[str]] = {
+    "name": {"report"},
+    "seeds.data": {"supernet", "retrain"},
+    "seeds.supernet": {"supernet"},
+    "seeds.table": {"table"},
+    "seeds.search": {"search"},
+    "seeds.train": {"retrain"},
+    "data": {"supernet", "table", "retrain", "export", "evaluate"},
+    "space": {"supernet", "table"},
+    "supernet": {"supernet"},
+    "table": {"table"},
+    "search": {"search", "export"},
+    "search.refit_images": {"supernet", "search", "export"},
+    "search.score_images": {"supernet", "search", "export"},
+    "train": {"retrain"},
+    "evaluate": {"search", "export"},
+    "evaluate.batch_size": {"supernet", "search", "export", "evaluate"},
+}
+
+
+def record_in(annotation: Any) -> type[Record] | None:
+    """The record class inside an annotation, such as in `tuple[StageSpace, ...]` or `DistillationConfig | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return annotation
+    return next(filter(None, map(record_in, typing.get_args(annotation))), None)
+
+
+def leaves(record: type[Record], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields that hold a value; items of lists have no number in them."""
+    for name, field in record.model_fields.items():
+        inner = record_in(field.annotation)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from leaves(inner, f"{prefix}{name}.")
+
+
+def changes_of(shown: Shown) -> set[str]:
+    """The names in the table of changes behind a test: its parameters, or the module's dicts of changes."""
+    module = importlib.import_module(shown.module)
+    test = getattr(module, shown.test)
+    found: set[str] = set()
+    for mark in getattr(test, "pytestmark", []):
+        if mark.name == "parametrize":
+            for value in mark.args[1]:
+                found |= set(value) if isinstance(value, dict) else {value} if isinstance(value, str) else set()
+    for name in ("CHANGES", "RECIPE_CHANGES"):
+        if name in test.__code__.co_names:
+            found |= set(getattr(module, name))
+    return found
+
+
+def test_every_field_of_an_experiment_is_named_here_with_what_it_changes() -> None:
+    assert sorted(leaves(Experiment)) == sorted(FIELDS)
+
+
+@pytest.mark.parametrize("shown", sorted({s for s in FIELDS.values() if isinstance(s, Shown)}, key=repr), ids=str)
+def test_the_test_that_shows_what_a_field_changes_exists_and_knows_the_field(shown: Shown) -> None:
+    assert callable(getattr(importlib.import_module(shown.module), shown.test))
+    assert shown.change is None or shown.change in changes_of(shown)
+
+
+def without_protocol(files: dict[str, bytes]) -> dict[str, Any]:
+    """The content of files, and of tables what was measured rather than how and when."""
+    return {
+        name: {k: v for k, v in json.loads(data).items() if k not in ("date", "protocol")} if "-t1" in name else data
+        for name, data in files.items()
+    }
+
+
+@pytest.mark.parametrize("field", [name for name, value in FIELDS.items() if isinstance(value, Ran)])
+def test_a_field_changes_what_its_stage_writes(
+    finished: Path, copied: Path, slimformer: Slimformer, field: str
+) -> None:
+    # that without a change the same bytes are written is shown in test_pipeline.py
+    change = FIELDS[field]
+    assert isinstance(change, Ran)
+    words = [word for override in change.overrides for word in ("--set", override)]
+    outcome = slimformer(change.stage, copied, *words, "--redo")
+    assert outcome.code == 0, outcome.err
+
+    def written(folder: Path) -> dict[str, Any]:
+        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob(change.files)}
+        assert found
+        return without_protocol(found)
+
+    assert written(copied) != written(finished)
+
+
+class _Dumped:
+    """Stands for an experiment with these plain data."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        return copy.deepcopy(self.data)
+
+
+def touched_stages(experiment: Experiment, field: str) -> set[str]:
+    """The stages whose settings change when this field does."""
+    plain = experiment.model_dump(mode="json")
+    changed = copy.deepcopy(plain)
+    *sections, last = field.split(".")
+    place: Any = changed
+    for section in sections:
+        place = place[section] if place[section] is not None else place.setdefault(section, {})
+        if place is None:  # train.distillation
+            break
+        place = place[0] if isinstance(place, list) else place
+    if place is None:
+        changed["train"]["distillation"] = {last: "other"}
+    else:
+        place[last] = "other"
+    return {
+        stage.name
+        for stage in STAGES
+        if stage.settings(_Dumped(plain)) != stage.settings(_Dumped(changed))  # type: ignore[arg-type]
+    }
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_a_changed_field_makes_the_stages_that_it_touches_be_done_again(finished: Path, field: str) -> None:
+    experiment = RunFolder(finished).config
+    found = touched_stages(experiment, field)
+    if field in PLACE:
+        assert found == set()
+        return
+    beginnings = [beginning for beginning in TOUCHED if field == beginning or field.startswith(f"{beginning}.")]
+    assert found >= TOUCHED[max(beginnings, key=len)]
+
+
+def run_of(folder: Path, *overrides: str) -> Run:
+    return Run(load_experiment(folder / "config.json", overrides=overrides), RunFolder(folder), Screen(), command="")
+
+
+@pytest.mark.parametrize(
+    ("override", "refit", "score", "batch"),
+    [
+        ("search.margin=0.02", 128, 64, 64),
+        ("search.refit_images=64", 64, 64, 64),
+        ("search.score_images=40", 128, 40, 64),
+        ("search.score_images=null", 128, None, 64),
+        ("evaluate.batch_size=32", 128, 64, 32),
+    ],
+)
+def test_the_scorer_of_a_run_has_the_images_that_its_config_says(
+    copied: Path, override: str, refit: int, score: int | None, batch: int
+) -> None:
+    run = run_of(copied, override)
+    scorer = Solver(run).scorer
+    assert sum(len(labels) for _, labels in scorer.refit) == refit
+    assert sum(len(labels) for _, labels in scorer.images) == (score or len(run.data.score))
+    assert len(scorer.refit[0][1]) == batch
+
+
+def test_parity_is_checked_on_so_many_images(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    parity = exporting.onnx_parity
+
+    def counted(model: Any, path: Path, images: torch.Tensor) -> Any:
+        seen.append(len(images))
+        return parity(model, path, images)
+
+    monkeypatch.setattr(exporting, "onnx_parity", counted)
+    assert slimformer("export", copied, "--set", "evaluate.parity_images=3", "--redo").code == 0
+    assert set(seen) == {3}
+
+
+def test_delivered_models_are_measured_in_so_many_rounds(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    measure = exporting.measure
+
+    def counted(nets: Any, *, rounds: int, **options: Any) -> Any:
+        seen.append(rounds)
+        return measure(nets, rounds=rounds, **options)
+
+    monkeypatch.setattr(exporting, "measure", counted)
+    assert slimformer("export", copied, "--set", "evaluate.latency_rounds=5", "--redo").code == 0
+    assert set(seen) == {5}
+    run = run_of(copied, "evaluate.latency_rounds=7")
+    (timing,) = run.measure([run.space.smallest], what="smallest")
+    assert len(timing.samples_ms) == 7
+
+
+def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [chosen_device(name).type for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [chosen_device(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(ValueError, match="device: cuda was asked for"):
+        chosen_device("cuda")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stage_runs_with_the_threads_asked_for(copied: Path, threads: int) -> None:
+    seen: list[int] = []
+
+    def watch(run: Run) -> list[Path]:
+        seen.append(torch.get_num_threads())
+        return []
+
+    before = torch.get_num_threads()
+    try:
+        run_stage(
+            run_of(copied, f"threads={threads}"), dataclasses.replace(stage_named("report"), run=watch), redo=True
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
+    assert RunFolder(copied).manifest.stages["report"].environment.threads == threads
+
+
+def streamed(image_folder: Path, **changes: Any) -> FolderSplit:
+    fields = {"path": str(image_folder), "resolution_px": (8, 8), "held_out_fraction": 0.4, "in_memory": False}
+    split = open_data(DataConfig(**{**fields, "workers": 0, **changes}), seed=0).train
+    assert isinstance(split, FolderSplit)
+    return split
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_stream_through_the_workers_asked_for(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    seen: list[int] = []
+
+    class Loader:
+        def __init__(self, *_: Any, num_workers: int, **__: Any) -> None:
+            seen.append(num_workers)
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+    monkeypatch.setattr(streaming, "DataLoader", Loader)
+    list(batches(streamed(image_folder, workers=workers), 4, epoch=0, seed=0, augment=AugmentConfig()))
+    assert seen == [workers]
+
+
+def test_randaugment_changes_images_that_stream(image_folder: Path) -> None:
+    split = streamed(image_folder)
+
+    def images(augment: AugmentConfig) -> torch.Tensor:
+        return torch.cat([batch for batch, _ in batches(split, 4, epoch=0, seed=0, augment=augment)])
+
+    plain, varied = images(AugmentConfig()), images(AugmentConfig(randaugment="rand-m9-mstd0.5-inc1"))
+    assert plain.shape == varied.shape
+    assert not torch.equal(plain, varied)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_channels_last_is_the_layout_of_a_retrained_models_weights(finished: Path, wanted: bool) -> None:
+    run = run_of(finished)
+    config = RetrainConfig(epochs=1, batch_size=64, learning_rate=1e-3, channels_last=wanted)
+    model = initial_model(run.space.largest, config, supernet=None, seed=0)
+    Retraining(model, run.data, config, seed=0, device=torch.device("cpu"))
+    kernels = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) == wanted for kernel in kernels)
+
+
+def test_an_augmentation_reaches_the_batches_of_both_trainings(finished: Path) -> None:
+    assert record_in(SupernetConfig.model_fields["augment"].annotation) is AugmentConfig
+    assert record_in(RetrainConfig.model_fields["augment"].annotation) is AugmentConfig
+    run = run_of(finished, "train.augment={crop_padding_px: 2}")
+    config = run.experiment.train
+    shown = []
+    for augment in (AugmentConfig(), config.augment):
+        model = initial_model(run.space.smallest, config, supernet=None, seed=0)
+        changed = config.model_copy(update={"augment": augment})
+        training = Retraining(model, run.data, changed, seed=0, device=torch.device("cpu"))
+        shown.append(next(training.batches(0, 0))[0])
+    assert not torch.equal(*shown)

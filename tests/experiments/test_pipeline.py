@@ -1,0 +1,438 @@
+"""The line of stages, end to end on real digits: its files, its resumption, its repeatability, its promises."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from experiments.artifacts import RunFolder, sha256
+from experiments.experiment import load_experiment
+from experiments.models import Evaluation, exported, found
+from experiments.scoring import Scorer
+from experiments.stages import STAGES
+from search.importance import Importance
+from search.latency_table import LatencyTable
+from search.trajectory import Trajectory
+from supernet import Architecture, cost
+from supernet.onnx_export import open_session
+from supernet.schema import load
+from train.data import open_data
+from train.retraining import Retraining
+from train.splits import evaluation_batches
+from train.supernet_training import SupernetTraining
+
+Slimformer = Callable[..., Any]
+Contents = Callable[[Path], dict[str, bytes]]
+
+NAMES = [stage.name for stage in STAGES]
+ROOT = Path(__file__).resolve().parents[2]
+# What is not the same twice: times, commands and dates.
+TIMED = ("manifest.json", "config.json", ".lock", "report.html")
+
+
+def repeatable(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files of a run that the same seeds must give again, metrics without their last column (images a second)."""
+    kept = {name: data for name, data in files.items() if name not in TIMED and "tensorboard" not in name}
+    for name, data in kept.items():
+        if name.endswith("metrics.csv"):
+            kept[name] = b"\n".join(line.rpartition(b",")[0] for line in data.splitlines())
+        if name.startswith("latency-virtual"):
+            kept[name] = json.dumps(json.loads(data) | {"date": ""}).encode()
+    return kept
+
+
+def skipped(outcome: Any) -> list[str]:
+    """The stages that a run says were done before."""
+    return [line.split(":")[0] for line in outcome.out.splitlines() if ": done before" in line]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, training: type, *, at_call: int) -> list[int]:
+    """Make a training's step end like Ctrl-C at its n-th call; counts the calls."""
+    calls = [0]
+    step = training.step  # type: ignore[attr-defined]
+
+    def interrupted(self: Any, *words: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at_call:
+            raise KeyboardInterrupt
+        return step(self, *words, **options)
+
+    monkeypatch.setattr(training, "step", interrupted)
+    return calls
+
+
+def test_a_whole_run_leaves_every_file_of_the_design(finished: Path) -> None:
+    (table,) = finished.glob("latency-*-b1-t1.json")
+    assert table.name == LatencyTable.load(table).file_name
+    jobs = [model.job for model in found(finished).models]
+    assert {job.method for job in jobs} == {"search", "uniform", "random"}
+    assert len(jobs) == 6
+    expected = {
+        "config.json",
+        "manifest.json",
+        "supernet/supernet.safetensors",
+        "supernet/supernet-metrics.csv",
+        "importance.json",
+        "latency-audit.json",
+        "trajectory.jsonl",
+        "found.json",
+        "exported.json",
+        "evaluation.json",
+        "report.html",
+    }
+    for job in jobs:
+        expected.add(f"architectures/{job.method}/architecture-{job.budget_ms:g}ms.yaml")
+        expected |= {f"models/{job.name}/{name}" for name in ("architecture.yaml", "retrain.safetensors")}
+        expected |= {f"delivered/{job.name}/{n}" for n in ("architecture.yaml", "model.safetensors", "model.onnx")}
+    assert [name for name in sorted(expected) if not (finished / name).is_file()] == []
+    assert load_experiment(finished / "config.json").name == "tiny"
+
+
+def test_the_manifest_holds_the_hashes_of_every_file_that_a_stage_wrote_and_read(finished: Path) -> None:
+    manifest = RunFolder(finished).manifest
+    assert list(manifest.stages) == NAMES
+    assert not manifest.begun
+    artifacts = {name: digest for record in manifest.stages.values() for name, digest in record.artifacts.items()}
+    assert all(sha256(finished / name) == digest for name, digest in artifacts.items())
+    written = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    aside = {name for name in written if "tensorboard" in name}
+    assert written - aside - set(artifacts) == {"manifest.json", "config.json", ".lock", "scores.jsonl"}
+    for record in manifest.stages.values():
+        assert all(artifacts[name] == digest for name, digest in record.inputs.items())
+        assert record.environment.command.startswith("slimformer run ")
+
+
+def test_no_stage_reads_what_a_later_one_writes(finished: Path) -> None:
+    manifest = RunFolder(finished).manifest
+    written: set[str] = set()
+    for name in NAMES:
+        assert set(manifest.stages[name].inputs) <= written
+        written |= set(manifest.stages[name].artifacts)
+
+
+def test_delivered_models_are_within_their_budgets_and_their_figures_are_their_own(finished: Path) -> None:
+    evaluation = load(Evaluation, finished / "evaluation.json")
+    assert len(evaluation.models) == 6
+    test = open_data(load_experiment(finished / "config.json").data, seed=0).test
+    ((images, labels),) = evaluation_batches(test, len(test))
+    assert evaluation.test_images == len(labels) == 359
+    for model in evaluation.models:
+        assert model.within_budget
+        assert model.measured_ms <= model.budget_ms
+        assert model.accuracy_percent == pytest.approx(100 * model.correct / 359)
+        size = cost(Architecture.load(finished / model.architecture))
+        assert (model.parameters, model.macs) == (size.parameters, size.macs)
+        session = open_session(finished / model.onnx, threads=1)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        correct = int((np.asarray(logits).argmax(axis=1) == labels.numpy()).sum())
+        assert abs(correct - model.correct) <= 1  # a tie may fall otherwise
+        assert model.onnx_max_difference < 1e-3
+    assert max(model.accuracy_percent for model in evaluation.models) > 30  # chance is 10
+
+
+def test_the_found_architectures_lie_on_a_trajectory_that_replays_digest_for_digest(finished: Path) -> None:
+    trajectory = Trajectory.load(finished / "trajectory.jsonl")
+    steps = {step.digest for step in trajectory.steps}
+    space_digest = load(Importance, finished / "importance.json").space_digest
+    for model in found(finished).models:
+        path = finished / "architectures" / model.job.method / f"architecture-{model.job.budget_ms:g}ms.yaml"
+        assert Architecture.load(path).digest == model.digest == model.rounds[-1].digest
+        if model.job.method == "search":
+            assert model.digest in steps
+    assert len(trajectory.steps) > 3
+    assert len(space_digest) == 16
+
+
+def test_the_same_architecture_is_trained_once_for_all_who_ask_for_it(finished: Path) -> None:
+    by_digest: dict[str, set[bytes]] = {}
+    for model in found(finished).models:
+        weights = (finished / "models" / model.job.name / "retrain.safetensors").read_bytes()
+        by_digest.setdefault(model.digest, set()).add(weights)
+    assert all(len(weights) == 1 for weights in by_digest.values())
+    assert len(set().union(*by_digest.values())) == len(by_digest)
+
+
+def test_finished_stages_are_skipped_and_no_byte_changes(
+    copied: Path, slimformer: Slimformer, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(copied)
+    interrupt(monkeypatch, SupernetTraining, at_call=1)
+    interrupt(monkeypatch, Retraining, at_call=1)
+    outcome = slimformer("run", copied)
+    assert outcome.code == 0, outcome.err
+    assert skipped(outcome) == NAMES
+    assert contents(copied) == before
+
+
+def test_the_same_seed_gives_the_same_bytes_twice_in_one_run_or_stage_by_stage(
+    finished: Path, tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer, contents: Contents
+) -> None:
+    path, out = tiny(), tmp_path / "run"
+    assert "the stage 'search' needs 'supernet' first; run slimformer supernet" in (
+        slimformer("search", path, "--out", out).mistake
+    )
+    for name in ("table", "supernet"):
+        assert slimformer(name, path, "--out", out).code == 0
+    for name in NAMES[2:-1]:
+        assert "the stage 'report' needs " in slimformer("report", out).mistake
+        assert slimformer(name, out).code == 0, name
+    assert slimformer("report", out).code == 0
+    first, again = repeatable(contents(finished)), repeatable(contents(out))
+    assert sorted(first) == sorted(again)
+    assert [name for name in first if first[name] != again[name]] == []
+
+
+@pytest.mark.parametrize("at_call", [1, 9, 14])
+def test_a_supernet_that_was_interrupted_goes_on_to_the_same_bytes(
+    finished: Path,
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    slimformer: Slimformer,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    at_call: int,
+) -> None:
+    words = ("run", tiny(), "--out", tmp_path / "run", "--until", "supernet")
+    with monkeypatch.context() as patch:
+        interrupt(patch, SupernetTraining, at_call=at_call)
+        outcome = slimformer(*words)
+    assert outcome.code == 130
+    assert outcome.err == "slimformer: interrupted; run the same command again to go on\n"
+    manifest = RunFolder(tmp_path / "run").manifest
+    assert manifest.begun["supernet"].seconds > 0
+    assert not manifest.stages
+    with monkeypatch.context() as patch:
+        calls = interrupt(patch, SupernetTraining, at_call=-1)
+        assert slimformer(*words).code == 0
+    assert calls[0] == (16 if at_call <= 8 else 8)  # of two epochs of 8 steps, the finished one is not done again
+    first, again = repeatable(contents(finished)), repeatable(contents(tmp_path / "run"))
+    assert {"supernet/supernet.safetensors", "supernet/supernet-metrics.csv", "importance.json"} <= set(again)
+    assert [name for name in again if again[name] != first[name]] == []
+    assert RunFolder(tmp_path / "run").manifest.stages["supernet"].seconds >= manifest.begun["supernet"].seconds
+
+
+@pytest.mark.parametrize("at_call", [3, 70])
+def test_a_retraining_that_was_interrupted_goes_on_to_the_same_bytes(
+    finished: Path,
+    copied: Path,
+    slimformer: Slimformer,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    at_call: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, Retraining, at_call=at_call)
+        assert slimformer("retrain", copied, "--redo").code == 130
+    assert list(RunFolder(copied).manifest.begun) == ["retrain"]
+    with monkeypatch.context() as patch:
+        calls = interrupt(patch, Retraining, at_call=-1)
+        outcome = slimformer("run", copied)
+    assert outcome.code == 0, outcome.err
+    assert skipped(outcome)[:3] == ["supernet", "table", "search"]
+    assert "retrain" not in skipped(outcome)
+    distinct = {model.digest for model in found(finished).models}
+    whole = 44 * len(distinct)  # two epochs of 22 steps each
+    epochs_done = (at_call - 1) // 22
+    assert calls[0] == whole - 22 * epochs_done
+    first, again = repeatable(contents(finished)), repeatable(contents(copied))
+    assert [name for name in first if first[name] != again.get(name)] == []
+
+
+def test_a_search_that_was_interrupted_goes_on_to_the_same_bytes(
+    finished: Path, copied: Path, slimformer: Slimformer, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = [0]
+    of = Scorer.of
+
+    def counted(self: Scorer, model: Any) -> float:
+        scored[0] += 1
+        if scored[0] == 5:
+            raise KeyboardInterrupt
+        return of(self, model)
+
+    monkeypatch.setattr(Scorer, "of", counted)
+    assert slimformer("search", copied, "--redo").code == 130
+    assert len((copied / "scores.jsonl").read_text().splitlines()) == 4
+    assert slimformer("search", copied).code == 0
+    first, again = repeatable(contents(finished)), repeatable(contents(copied))
+    assert [name for name in first if first[name] != again.get(name)] == []
+    assert scored[0] == 1 + len((finished / "scores.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "stage"),
+    [
+        ("importance.json", lambda path: path.write_text(path.read_text().replace("0.", "1.", 1)), "supernet"),
+        ("supernet/supernet.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-4]), "supernet"),
+        ("latency-audit.json", lambda path: path.unlink(), "table"),
+        ("trajectory.jsonl", lambda path: path.write_text(path.read_text()[:-10]), "search"),
+        ("evaluation.json", lambda path: path.write_text(path.read_text().replace("1", "9", 1)), "evaluate"),
+    ],
+)
+def test_an_edited_artifact_is_refused_with_the_command_that_makes_it_again(
+    copied: Path, slimformer: Slimformer, contents: Contents, name: str, spoil: Callable[[Path], object], stage: str
+) -> None:
+    spoil(copied / name)
+    before = contents(copied)
+    for words in (("run", copied), ("report", copied), ("run", copied, "--redo")):
+        mistake = slimformer(*words).mistake
+        assert str(copied / name) in mistake
+        assert f"since the stage {stage!r} wrote it" in mistake
+        assert mistake.endswith(f"slimformer {stage} {copied} --redo")
+    assert contents(copied) == before
+
+
+def test_the_command_that_is_named_repairs_an_edited_artifact(
+    finished: Path, copied: Path, slimformer: Slimformer, contents: Contents
+) -> None:
+    (copied / "trajectory.jsonl").write_text("{}\n")
+    command = slimformer("run", copied).mistake.rpartition("slimformer ")[2]
+    assert slimformer(*command.split()).code == 0
+    outcome = slimformer("run", copied)
+    assert outcome.code == 0, outcome.err
+    assert skipped(outcome) == NAMES  # the same bytes again, so nothing that reads them has to be done again
+    first, again = repeatable(contents(finished)), repeatable(contents(copied))
+    assert [name for name in first if first[name] != again.get(name)] == []
+
+
+def test_a_run_stops_after_the_stage_that_it_is_told(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    assert slimformer("run", tiny(), "--out", tmp_path / "run", "--until", "table").code == 0
+    assert list(RunFolder(tmp_path / "run").manifest.stages) == ["supernet", "table"]
+    assert not (tmp_path / "run" / "found.json").exists()
+
+
+def test_a_change_of_settings_does_again_what_it_touches_and_nothing_else(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, SupernetTraining, at_call=1)
+    refused = slimformer("run", copied, "--set", "train.epochs=1").mistake
+    assert "train.epochs (2 there, 1 here)" in refused
+    outcome = slimformer("run", copied, "--set", "train.epochs=1", "--redo")
+    assert outcome.code == 0, outcome.err
+    assert skipped(outcome) == ["supernet", "table", "search"]
+    outcome = slimformer("run", copied, "--set", "search.budgets_of_largest=[0.71]", "--redo")
+    assert outcome.code == 0, outcome.err
+    assert skipped(outcome) == ["supernet", "table"]
+    assert len(found(copied).models) == 3
+
+
+def test_models_of_an_earlier_recipe_are_not_taken_for_this_ones(
+    finished: Path, copied: Path, slimformer: Slimformer
+) -> None:
+    # a net that was once slimmed on, and is now found at once: its old weights lie in another folder
+    name = found(copied).models[0].job.name
+    stale = copied / "again" / "2" / name
+    shutil.copytree(copied / "models" / name, stale)
+    assert slimformer("retrain", copied, "--set", "train.epochs=1", "--redo").code == 0
+    assert (copied / "models" / name / "retrain.safetensors").read_bytes() != (
+        finished / "models" / name / "retrain.safetensors"
+    ).read_bytes()
+    rows = list(csv.reader(io.StringIO((copied / "models" / name / "retrain-metrics.csv").read_text())))
+    assert len(rows) == 2  # a header and one epoch
+
+
+def test_a_model_that_measures_over_its_budget_is_slimmed_on_and_trained_again(
+    finished: Path, copied: Path, slimformer: Slimformer, device: Any
+) -> None:
+    device.slowdown = 1.05  # since the search, the machine has become slower
+    assert slimformer("export", copied, "--redo").code == 0
+    models = {model.job.name: model for model in exported(copied).models}
+    original = {model.job.name: model for model in exported(finished).models}
+    over = [name for name, model in original.items() if 1.05 * model.measured_ms > model.job.budget_ms]
+    assert 0 < len(over) < len(models)
+    for name, model in models.items():
+        assert model.within_budget == (model.measured_ms <= model.job.budget_ms)
+        assert model.within_budget
+        assert (model.tries > 1) == (name in over)
+        delivered = Architecture.load(copied / "delivered" / name / "architecture.yaml")
+        assert delivered.digest == model.digest
+        assert (model.digest != original[name].digest) == (name in over)
+    for name in ("evaluate", "report"):
+        assert slimformer(name, copied).code == 0
+    for record in load(Evaluation, copied / "evaluation.json").models:
+        assert record.measured_ms == models[record.name].measured_ms
+
+
+def test_a_model_that_stays_over_its_budget_is_flagged_and_not_hidden(
+    copied: Path, slimformer: Slimformer, device: Any
+) -> None:
+    device.slowdown = 20.0  # even the smallest architecture is too slow now
+    for name in ("export", "evaluate", "report"):
+        outcome = slimformer(name, copied, *(["--redo"] if name == "export" else []))
+        assert outcome.code == 0, outcome.err
+    models = load(Evaluation, copied / "evaluation.json").models
+    assert models
+    assert not any(model.within_budget for model in models)
+    assert all(model.measured_ms > model.budget_ms for model in models)
+
+
+def test_a_budget_that_a_baseline_cannot_reach_is_written_down_with_its_reason(
+    copied: Path, slimformer: Slimformer
+) -> None:
+    smallest_ms = found(copied).smallest_ms
+    budget_ms = round(1.1 * smallest_ms, 5)  # a uniformly scaled net keeps a block a stage, and is larger
+    words = ("--set", "search.budgets_of_largest=null", "--set", f"search.budgets_ms=[{budget_ms}]", "--redo")
+    outcome = slimformer("run", copied, *words)
+    assert outcome.code == 0, outcome.err
+    (missing,) = load(Evaluation, copied / "evaluation.json").unreachable
+    assert missing.job.method == "uniform"
+    assert "out of reach" in missing.reason
+
+
+def test_a_run_with_inherited_weights_starts_from_the_supernets(
+    finished: Path, copied: Path, slimformer: Slimformer
+) -> None:
+    words = ("--set", "train.start=inherited", "--set", "train.epochs=1", "--redo", "--until", "evaluate")
+    outcome = slimformer("run", copied, *words)
+    assert outcome.code == 0, outcome.err
+    record = RunFolder(copied).manifest.stages["retrain"]
+    assert "supernet/supernet.safetensors" in record.inputs
+    assert "supernet/supernet.safetensors" not in RunFolder(finished).manifest.stages["retrain"].inputs
+    assert {model.start for model in load(Evaluation, copied / "evaluation.json").models} == {"inherited"}
+
+
+def test_the_whole_line_runs_on_a_real_runtime(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    path = tiny(
+        **{
+            "table.runtime": "onnxruntime",
+            "search.methods": ["search"],
+            "search.budgets_of_largest": [0.9],
+            "search.margin": 0.0,
+            "train.epochs": 1,
+        }
+    )
+    outcome = slimformer("run", path, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    (table,) = (tmp_path / "run").glob("latency-onnxruntime-*.json")
+    assert min(entry.median_ms for entry in LatencyTable.load(table).entries) > 0
+    (model,) = load(Evaluation, tmp_path / "run" / "evaluation.json").models
+    assert model.within_budget == (model.measured_ms <= model.budget_ms)
+    assert model.onnx_max_difference < 1e-3
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.long
+def test_the_quickstart_delivers_models_within_their_budgets_that_read_97_percent_of_the_digits(
+    tmp_path: Path, slimformer: Slimformer
+) -> None:
+    outcome = slimformer("quickstart", "--out", tmp_path / "quickstart")
+    assert outcome.code == 0, outcome.err
+    expected = yaml.safe_load((ROOT / "experiments" / "quickstart.yaml").read_text())
+    models = load(Evaluation, tmp_path / "quickstart" / "evaluation.json").models
+    searched = [model for model in models if model.method == "search"]
+    assert len(searched) == len(expected["search"]["budgets_of_largest"])
+    assert all(model.within_budget for model in models)
+    assert min(model.accuracy_percent for model in searched) >= 97

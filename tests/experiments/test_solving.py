@@ -1,0 +1,119 @@
+"""Solving: every method behind one call, one trajectory for all budgets, and measurements that others disturb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.artifacts import RunFolder
+from experiments.console import Screen
+from experiments.models import Job
+from experiments.run import Run
+from experiments.solving import Solver, architecture_path, least_disturbed
+from search.slimming import BudgetUnreachable
+from supernet import Architecture
+
+
+@pytest.fixture
+def run(copied: Path) -> Run:
+    """The tiny experiment, its supernet and table finished."""
+    folder = RunFolder(copied)
+    return Run(folder.config, folder, Screen(), command="")
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected", "calls"),
+    [
+        ([1.0, 9.0, 9.0], 1.0, 1),  # as expected: enough
+        ([1.1, 9.0, 9.0], 1.1, 1),
+        ([0.2, 9.0, 9.0], 0.2, 1),  # below what is expected: enough too
+        ([1.2, 1.05, 9.0], 1.05, 2),
+        ([1.5, 1.3, 1.4], 1.3, 3),
+        ([1.3, 1.5, 1.4], 1.3, 3),
+        ([1.5, 1.4, 1.0], 1.0, 3),
+    ],
+)
+def test_the_least_disturbed_of_three_measurements_counts_and_one_as_expected_is_enough(
+    measured: list[float], expected: float, calls: int
+) -> None:
+    left = list(measured)
+    assert least_disturbed(lambda: left.pop(0), expected_ms=1.0) == expected
+    assert len(measured) - len(left) == calls
+
+
+def test_budgets_share_one_trajectory_that_is_made_as_long_as_needed(run: Run) -> None:
+    solver, table, space = Solver(run), run.table, run.space
+    largest_ms, smallest_ms = table.latency_ms(space.largest), table.latency_ms(space.smallest)
+    asked = [largest_ms - share * (largest_ms - smallest_ms) for share in (0.3, 0.1, 0.9)]
+    found, lengths = [], []
+    for asked_ms in asked:
+        found.append(solver.slimmed(asked_ms))
+        assert solver.trajectory is not None
+        lengths.append(len(solver.trajectory.steps))
+    assert lengths[0] == lengths[1] < lengths[2]  # a larger budget lies on the way
+    for asked_ms, architecture in zip(asked, found, strict=True):
+        step = solver.trajectory.at(asked_ms)  # type: ignore[union-attr]
+        assert step is not None
+        assert step.architecture == architecture
+        assert table.latency_ms(architecture) <= asked_ms
+    assert solver.trajectory.replay(space).digest == solver.trajectory.steps[-1].digest  # type: ignore[union-attr]
+
+
+def test_a_search_that_goes_on_scores_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Solver(run)
+    first.slimmed(run.table.latency_ms(run.space.smallest))
+    monkeypatch.setattr("experiments.scoring.inherit", lambda *_, **__: pytest.fail("scored again"))
+    again = Solver(run)
+    again.slimmed(run.table.latency_ms(run.space.smallest))
+    assert again.trajectory == first.trajectory
+
+
+@pytest.mark.parametrize("method", ["search", "uniform", "random"])
+def test_every_method_solves_within_what_is_asked_and_repeatably(run: Run, method: Any) -> None:
+    largest_ms = run.table.latency_ms(run.space.largest)
+    solved: list[list[Architecture]] = [
+        [Solver(run).method(Job(method=method, budget_ms=1.0))(share * largest_ms) for share in (0.9, 0.6)]
+        for _ in range(2)
+    ]
+    assert solved[0] == solved[1]
+    assert solved[0][0] != solved[0][1]
+    for share, architecture in zip((0.9, 0.6), solved[0], strict=True):
+        assert run.table.latency_ms(architecture) <= share * largest_ms
+        run.space.check(architecture)
+
+
+def test_random_baselines_of_two_budgets_are_drawn_apart(run: Run) -> None:
+    largest_ms = run.table.latency_ms(run.space.largest)
+    solvers = [Solver(run).method(Job(method="random", budget_ms=budget_ms)) for budget_ms in (1.0, 2.0, 3.0, 4.0)]
+    drawn = [{solve(share * largest_ms).digest for solve in solvers} for share in (0.5, 0.6, 0.7, 0.8, 0.9)]
+    assert max(len(digests) for digests in drawn) > 1
+
+
+@pytest.mark.parametrize("method", ["search", "uniform"])
+@pytest.mark.parametrize("slowdown", [1.0, 1.05, 1.3])
+def test_a_delivered_net_measures_within_its_budget_whatever_the_table_says(
+    run: Run, device: Any, slowdown: float, method: Any
+) -> None:
+    budget_ms = 0.8 * run.table.latency_ms(run.space.largest)
+    device.slowdown = slowdown  # the machine has become slower since the table was measured
+    delivery = Solver(run).deliver(Job(method=method, budget_ms=budget_ms))
+    assert delivery.measured_ms <= 0.98 * budget_ms
+    last = delivery.rounds[-1]
+    assert last.measured_ms == pytest.approx(slowdown * last.predicted_ms, rel=1e-3)
+
+
+def test_a_budget_out_of_reach_says_the_smallest_that_is_not(run: Run) -> None:
+    smallest_ms = run.table.latency_ms(run.space.smallest)
+    with pytest.raises(BudgetUnreachable) as refused:
+        Solver(run).deliver(Job(method="search", budget_ms=smallest_ms))
+    assert refused.value.budget_ms == smallest_ms
+    assert refused.value.smallest_ms == pytest.approx(smallest_ms / 0.98)
+
+
+def test_a_job_is_named_after_its_method_and_budget() -> None:
+    job = Job(method="search", budget_ms=2.0)
+    assert job.name == "search-2ms"
+    assert architecture_path(Path("runs/a"), job) == Path("runs/a/architectures/search/architecture-2ms.yaml")
+    assert Job(method="random", budget_ms=0.125).name == "random-0.125ms"

@@ -1,0 +1,191 @@
+"""The standalone model: exact sizes of the published nets, timm's logits, any input size, and what training reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from supernet.architecture import MB3D, MB4D, Architecture, Downsampling, Head, Identity, SeparableConv, Stage, Stem
+from supernet.blocks import DropPath
+from supernet.metaformer import MetaFormer, to_map, to_tokens
+from supernet.model_zoo import create_model, published_architecture
+from supernet.space import SearchSpace
+
+Randomized = Callable[..., nn.Module]
+
+ATTENTION = MB3D(heads=2, key_channels=4, value_channels=6, mlp_channels=16, layer_scale=0.5)
+NET = Architecture(
+    in_channels=2,
+    resolution_px=(12, 20),
+    stem=Stem(width_channels=8, hidden_channels=4, strides=(1, 2)),
+    stages=(
+        Stage(
+            width_channels=8,
+            downsampling=None,
+            blocks=(
+                MB4D(mlp_channels=16, layer_scale=0.5),
+                SeparableConv(mixer_channels=16, mlp_channels=16, layer_scale=0.5),
+            ),
+        ),
+        Stage(width_channels=16, downsampling=Downsampling(), blocks=(MB4D(mlp_channels=16), ATTENTION, ATTENTION)),
+        Stage(width_channels=24, downsampling=Downsampling(), blocks=(ATTENTION,)),
+    ),
+    head=Head(num_classes=5, distillation=True),
+)
+
+
+@pytest.fixture
+def model(randomized: Randomized) -> MetaFormer:
+    net = randomized(MetaFormer(NET))
+    assert isinstance(net, MetaFormer)
+    return net.eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 2, 12, 20, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters_m", "entries", "token_blocks"),
+    # facts: EfficientFormer section 1; the reference also saves one index a token block, which follows from the grid
+    [
+        ("efficientformer_l1", 12.2899, 281, 1),
+        ("efficientformer_l3", 31.4060, 457, 4),
+        ("efficientformer_l7", 82.2293, 649, 8),
+    ],
+)
+def test_a_published_model_has_the_published_number_of_parameters_and_tensors(
+    name: str, parameters_m: float, entries: int, token_blocks: int
+) -> None:
+    with torch.device("meta"):
+        net = create_model(name)
+    assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6, 4) == parameters_m
+    assert len(net.state_dict()) == entries - token_blocks
+
+
+def test_efficientformer_l1_has_exactly_12289928_parameters() -> None:
+    assert sum(parameter.numel() for parameter in create_model("efficientformer_l1").parameters()) == 12_289_928
+
+
+def timm_name(name: str, reference: dict[str, Tensor]) -> str:
+    """Timm's name of one of our tensors; timm counts the flattening before the token blocks as a block."""
+    name = name.replace("downsampling.", "downsample.").replace("head.norm.", "norm.")
+    name = name.replace("head.fc_distillation.", "head_dist.").replace("head.fc.", "head.")
+    if name not in reference:
+        parts = name.split(".")
+        parts[3] = str(int(parts[3]) + 1)
+        name = ".".join(parts)
+    return name
+
+
+def test_efficientformer_l1_computes_timms_logits(randomized: Randomized) -> None:
+    reference = randomized(timm.create_model("efficientformer_l1", pretrained=False), seed=5).eval()
+    tensors = reference.state_dict()
+    net = create_model("efficientformer_l1").eval()
+    net.load_state_dict({name: tensors[timm_name(name, tensors)] for name in net.state_dict()})
+    used = {timm_name(name, tensors) for name in net.state_dict()}
+    assert {name.rsplit(".", 1)[1] for name in tensors.keys() - used} == {"attention_bias_idxs"}
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected, found = reference(images), net(images)
+    assert float(expected.std()) > 1e-3
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(("resolution_px", "grid"), [(64, (2, 2)), ((40, 100), (2, 4)), ((33, 65), (2, 3))])
+def test_a_published_model_takes_any_resolution_channels_and_classes(resolution_px: Any, grid: tuple[int, int]) -> None:
+    net: Any = create_model("efficientformer_l1", in_channels=1, num_classes=7, resolution_px=resolution_px).eval()
+    size = (resolution_px, resolution_px) if isinstance(resolution_px, int) else resolution_px
+    with torch.no_grad():
+        assert net(torch.zeros(2, 1, *size)).shape == (2, 7)
+    assert net.stages[3].blocks[3].token_mixer.attention_biases.shape == (8, grid[0] * grid[1])
+
+
+def test_gradients_reach_every_parameter(model: MetaFormer, images: Tensor) -> None:
+    # in evaluation mode, because in training batch norm takes off every bias before it
+    weights = torch.randn(3, 5, generator=torch.Generator().manual_seed(4))
+    (model(images) * weights).sum().backward()
+    missed = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().max() > 1e-9)]
+    assert missed == []
+
+
+def test_a_distillation_head_gives_two_logits_in_training_and_their_average_otherwise(
+    model: MetaFormer, images: Tensor
+) -> None:
+    x = model.stages[2](model.stages[1](model.stages[0](model.stem(images))))
+    first, second = model.head.train()(x)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(model.head.eval()(x), (first + second) / 2)
+    assert isinstance(model.train()(images), tuple)
+
+
+def test_a_head_takes_a_map_or_its_tokens_alike(model: MetaFormer) -> None:
+    x_BCHW = torch.randn(2, 24, 3, 5)
+    torch.testing.assert_close(model.head(x_BCHW), model.head(to_tokens(x_BCHW)))
+
+
+def test_a_map_survives_the_way_to_tokens_and_back() -> None:
+    x_BCHW = torch.randn(2, 3, 4, 5)
+    assert torch.equal(to_map(to_tokens(x_BCHW), 4, 5), x_BCHW)
+    assert torch.equal(to_tokens(x_BCHW)[:, 5 * 2 + 3], x_BCHW[:, :, 2, 3])  # row by row
+
+
+def test_a_net_without_its_skipped_positions_computes_the_same(randomized: Randomized, images: Tensor) -> None:
+    blocks = NET.stages[1].blocks
+    padded = (Identity(), blocks[0], Identity(), blocks[1], Identity(), blocks[2], Identity())
+    stages = (NET.stages[0], NET.stages[1].model_copy(update={"blocks": padded}), NET.stages[2])
+    with_gaps: Any = randomized(MetaFormer(NET.model_copy(update={"stages": stages}))).eval()
+    without: Any = MetaFormer(NET).eval()
+    kept = {1: 0, 3: 1, 5: 2}
+    tensors = {}
+    for name, value in with_gaps.state_dict().items():
+        parts = name.split(".")
+        if parts[:3] == ["stages", "1", "blocks"]:
+            parts[3] = str(kept[int(parts[3])])
+        tensors[".".join(parts)] = value
+    without.load_state_dict(tensors)
+    assert torch.equal(with_gaps(images), without(images))
+
+
+def test_a_stage_without_blocks_is_its_downsampling(images: Tensor) -> None:
+    stages = (NET.stages[0], NET.stages[1].model_copy(update={"blocks": ()}), NET.stages[2])
+    net = MetaFormer(NET.model_copy(update={"stages": stages})).eval()
+    assert net.stages[1](net.stages[0](net.stem(images))).shape == (3, 16, 3, 5)
+
+
+def test_drop_path_grows_linearly_over_the_blocks_that_compute() -> None:
+    blocks = (Identity(), *NET.stages[1].blocks)
+    stages = (NET.stages[0], NET.stages[1].model_copy(update={"blocks": blocks}), NET.stages[2])
+    net = MetaFormer(NET.model_copy(update={"stages": stages}), drop_path_rate=0.5)
+    rates = [part.probability for part in net.modules() if isinstance(part, DropPath)]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_every_random_architecture_builds_and_gives_logits(space: SearchSpace) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(15):
+        architecture = space.random(generator)
+        net = MetaFormer(architecture).eval()
+        with torch.no_grad():
+            assert net(torch.zeros(1, 2, 12, 20)).shape == (1, 5)
+
+
+def test_the_published_architectures_are_those_of_the_paper() -> None:
+    shapes = {
+        "efficientformer_l1": ((3, 48), (2, 96), (6, 224), (4, 448)),
+        "efficientformer_l3": ((4, 64), (4, 128), (12, 320), (6, 512)),
+        "efficientformer_l7": ((6, 96), (6, 192), (18, 384), (8, 768)),
+    }
+    for (name, shape), token_blocks in zip(shapes.items(), (1, 4, 8), strict=True):
+        architecture = published_architecture(name)
+        assert tuple((len(stage.blocks), stage.width_channels) for stage in architecture.stages) == shape
+        blocks = [block for stage in architecture.stages for block in stage.blocks]
+        assert [block.layout for block in blocks].count("tokens") == token_blocks
+        assert all(block.layout == "tokens" for block in blocks[-token_blocks:])
+        assert architecture.resolution_px == (224, 224)
