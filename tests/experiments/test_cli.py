@@ -115,12 +115,17 @@ def test_what_does_not_fit_the_data_or_the_machine_is_one_line_too(
         assert part in mistake
 
 
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 @pytest.mark.parametrize("command", ["run", "supernet"])
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
         (shutil.rmtree, ("images: no such image folder",)),
-        (lambda root: [shutil.rmtree(path) for path in root.iterdir()], ("has no folder train/",)),
+        (emptied, ("has no folder train/",)),
         (lambda root: shutil.rmtree(root / "val"), ("has neither test/ nor val/",)),
         (lambda root: [path.unlink() for path in (root / "train" / "cat").iterdir()], ("train/cat: no images",)),
         (lambda root: (root / "val" / "dog").rename(root / "val" / "dig"), ("class folders differ", "val/ lacks dog")),

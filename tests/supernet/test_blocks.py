@@ -101,7 +101,9 @@ def attended(attention: OffsetAttention, x_NC: Tensor, grid: tuple[int, int]) ->
     mixed = []
     for head in range(attention.heads):
         rows = slice(head * (2 * k + v), (head + 1) * (2 * k + v))
-        query, key, value = F.linear(x_NC, attention.qkv.weight[rows], attention.qkv.bias[rows]).split((k, k, v), dim=1)
+        qkv = F.linear(x_NC, attention.qkv.weight[rows], attention.qkv.bias[rows])
+        query, key, value = qkv[:, :k], qkv[:, k : 2 * k], qkv[:, 2 * k :]
+        assert value.shape[1] == v
         tokens = []
         for one in range(len(x_NC)):
             scores = []

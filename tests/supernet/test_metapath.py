@@ -90,7 +90,7 @@ def test_hard_mode_computes_the_chosen_path_alone(metapath: MetaPath, x_BCHW: Te
     calls = calls_of(metapath)
     probabilities = metapath.probabilities(noise="none", temperature=1.0, generator=None)
     y = metapath.hard(x_BCHW.requires_grad_(), probabilities, chosen=chosen, width=16)
-    y.sum().backward()
+    y.sum().backward()  # type: ignore[no-untyped-call]
     # identity needs no module at all
     assert calls == {name: int(index == chosen and name != "identity") for index, name in enumerate(metapath.names)}
     touched = {name.split(".")[1] for name, p in metapath.named_parameters() if p.grad is not None and name != "alpha"}
@@ -107,7 +107,7 @@ def test_the_value_of_the_hard_path_is_exactly_the_candidates(metapath: MetaPath
 def test_the_straight_through_gradient_is_that_of_the_chosen_probability(metapath: MetaPath, x_BCHW: Tensor) -> None:
     direction = torch.randn(x_BCHW.shape, generator=torch.Generator().manual_seed(2))
     probabilities = torch.tensor([0.1, 0.2, 0.3, 0.4], requires_grad=True)
-    (metapath.hard(x_BCHW, probabilities, chosen=0, width=16) * direction).sum().backward()
+    (metapath.hard(x_BCHW, probabilities, chosen=0, width=16) * direction).sum().backward()  # type: ignore[no-untyped-call]
     branch = metapath.candidate(0, x_BCHW, width=16) - x_BCHW
     expected = torch.tensor([float((branch * direction).sum().detach()), 0.0, 0.0, 0.0])
     assert probabilities.grad is not None
@@ -144,7 +144,7 @@ def test_without_gradients_for_the_alphas_the_hard_path_is_the_candidate_alone(
     metapath: MetaPath, x_BCHW: Tensor
 ) -> None:
     p = metapath.probabilities(noise="none", temperature=1.0, generator=None).detach()
-    metapath.hard(x_BCHW, p, chosen=0, width=16).sum().backward()
+    metapath.hard(x_BCHW, p, chosen=0, width=16).sum().backward()  # type: ignore[no-untyped-call]
     assert metapath.alpha.grad is None
 
 
@@ -202,7 +202,7 @@ def test_a_users_own_block_is_a_candidate_and_elastic(metapath: MetaPath, x_BCHW
     assert narrow.shape == (2, 8, 3, 5)
     module: Any = metapath.candidates["test_shift"]
     assert module.state_at(8)["fc1.weight"].shape == (4, 8, 1, 1)
-    metapath.hard(x_BCHW[:, :8], torch.full((4,), 0.25), chosen=2, width=8).sum().backward()
+    metapath.hard(x_BCHW[:, :8], torch.full((4,), 0.25), chosen=2, width=8).sum().backward()  # type: ignore[no-untyped-call]
     gradient = module.full.fc1.weight.grad
     assert bool(gradient[:4, :8].any())
     assert not bool(gradient[4:].any())
