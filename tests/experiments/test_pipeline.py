@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import shutil
@@ -340,6 +341,65 @@ def test_models_of_an_earlier_recipe_are_not_taken_for_this_ones(
     ).read_bytes()
     rows = list(csv.reader(io.StringIO((copied / "models" / name / "retrain-metrics.csv").read_text())))
     assert len(rows) == 2  # a header and one epoch
+
+
+def disturb(monkeypatch: pytest.MonkeyPatch, name: str, device: Any, *, calls: int) -> list[int]:
+    """Make the virtual device half as fast during the first calls of a function; counts all of them."""
+    module, _, function = name.rpartition(".")
+    original, count = vars(importlib.import_module(module))[function], [0]
+
+    def disturbed(*words: Any, **options: Any) -> Any:
+        count[0] += 1
+        device.slowdown = 2.0 if count[0] <= calls else 1.0
+        try:
+            return original(*words, **options)
+        finally:
+            device.slowdown = 1.0
+
+    monkeypatch.setattr(name, disturbed)
+    return count
+
+
+@pytest.mark.parametrize(("disturbed", "audits"), [(0, 1), (1, 2), (2, 3), (9, 3)])
+def test_a_table_that_whole_nets_contradict_is_measured_again_and_the_best_is_kept(
+    finished: Path,
+    copied: Path,
+    slimformer: Slimformer,
+    contents: Contents,
+    device: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    disturbed: int,
+    audits: int,
+) -> None:
+    count = disturb(monkeypatch, "experiments.stages.audit", device, calls=disturbed)
+    outcome = slimformer("table", copied, "--redo")
+    assert outcome.code == 0, outcome.err
+    assert count[0] == audits
+    assert outcome.out.count("measuring again") == audits - 1
+    first, again = repeatable(contents(finished)), repeatable(contents(copied))
+    changed = [name for name in first if first[name] != again[name]]
+    assert changed == (["latency-audit.json"] if disturbed == 9 else [])
+
+
+@pytest.mark.parametrize("disturbed", [1, 2])
+def test_a_delivered_model_that_others_disturbed_is_measured_again_before_it_is_slimmed_on(
+    finished: Path,
+    copied: Path,
+    slimformer: Slimformer,
+    contents: Contents,
+    device: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    disturbed: int,
+) -> None:
+    count = disturb(monkeypatch, "experiments.exporting.measure", device, calls=disturbed)
+    assert slimformer("export", copied, "--redo").code == 0
+    assert count[0] > disturbed
+    assert all(model.tries == 1 for model in exported(copied).models)
+    measured = {model.job.name: model.measured_ms for model in exported(finished).models}
+    for model in exported(copied).models:
+        assert model.within_budget
+        assert model.measured_ms in (measured[model.job.name], pytest.approx(2 * measured[model.job.name]))
+    assert not (copied / "again").exists()
 
 
 def test_a_model_that_measures_over_its_budget_is_slimmed_on_and_trained_again(
