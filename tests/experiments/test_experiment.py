@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from experiments.experiment import Experiment, differences, load_experiment
+from experiments.models import Found
+from experiments.solving import architecture_path
+from supernet.architecture import Architecture
 from supernet.schema import UserError, load, save
 from supernet.space import SearchSpace
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted((ROOT / "experiments").rglob("*.yaml"))
+SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 
 
 def refusal(path: Path, *overrides: str) -> str:
@@ -190,3 +193,12 @@ def test_differences_are_the_dotted_names_of_the_fields_that_differ(tiny: Callab
 def test_an_experiment_cannot_be_changed(tiny: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_experiment(tiny()).name = "other"
+
+
+def test_every_architecture_in_the_records_can_still_be_read_and_has_its_recorded_digest() -> None:
+    records = sorted(ROOT.glob("experiments/records/*/found.json"))
+    assert records
+    for record in records:
+        for model in load(Found, record).models:
+            architecture = Architecture.load(architecture_path(record.parent, model.job))
+            assert architecture.digest == model.digest
