@@ -194,10 +194,14 @@ class Stage(Record):
 
 
 class Head(Record):
-    """Layer norm over tokens, mean over tokens, linear classifier; with distillation a second classifier."""
+    """Norm, mean over tokens, linear classifier; with distillation a second classifier.
+
+    `norm: layer_norm` normalises every token, as EfficientFormer does; `identity` leaves the norm out.
+    """
 
     num_classes: Positive
     distillation: bool = False
+    norm: Literal["layer_norm", "identity"] = "layer_norm"
 
 
 class Architecture(Record):

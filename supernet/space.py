@@ -68,6 +68,7 @@ class SpaceShape(Record):
     downsampling_stride: Positive = 2
     stages: Annotated[tuple[StageSpace, ...], Field(min_length=1)]
     distillation_head: bool = False
+    head_norm: Literal["layer_norm", "identity"] = "layer_norm"
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> SpaceShape:
@@ -122,6 +123,11 @@ class SearchSpace(SpaceShape):
             (number, block) for number, stage in enumerate(self.stages, start=1) for block in range(1, stage.depth + 1)
         )
 
+    @property
+    def head(self) -> Head:
+        """The head, which is the same for every architecture of the space."""
+        return Head(num_classes=self.num_classes, distillation=self.distillation_head, norm=self.head_norm)
+
     def widths(self, stage: int) -> tuple[int, ...]:
         """The legal widths of a stage (numbered from 1), ascending."""
         bounds = self.stages[stage - 1].width_channels
@@ -152,7 +158,7 @@ class SearchSpace(SpaceShape):
             resolution_px=self.resolution_px,
             stem=stem,
             stages=stages,
-            head=Head(num_classes=self.num_classes, distillation=self.distillation_head),
+            head=self.head,
         )
         self.check(architecture)
         return architecture

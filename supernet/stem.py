@@ -43,14 +43,14 @@ class DownsamplingModule(nn.Module):
 
 
 class HeadModule(nn.Module):
-    """Layer norm over tokens, mean over tokens, then one or two linear classifiers.
+    """Layer norm over tokens (or none), mean over tokens, then one or two linear classifiers.
 
     With distillation it returns the pair of logits while training and their average otherwise.
     """
 
     def __init__(self, head: Head, *, width_channels: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width_channels)
+        self.norm = nn.LayerNorm(width_channels) if head.norm == "layer_norm" else nn.Identity()
         self.fc = nn.Linear(width_channels, head.num_classes)
         self.fc_distillation = nn.Linear(width_channels, head.num_classes) if head.distillation else None
         for linear in (self.fc, self.fc_distillation):

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from supernet.architecture import Architecture, Downsampling, Head, Stem
+from supernet.architecture import Architecture, Downsampling, Stem
 from supernet.elastic import Elastic
 from supernet.metaformer import to_map, to_tokens
 from supernet.metapath import MetaPath, Noise
@@ -73,8 +73,7 @@ class Supernet(nn.Module):
             )
             for stage, _ in space.positions
         )
-        head = Head(num_classes=space.num_classes, distillation=space.distillation_head)
-        self.head = Elastic(lambda width: HeadModule(head, width_channels=width), self.largest_widths[-1])
+        self.head = Elastic(lambda width: HeadModule(space.head, width_channels=width), self.largest_widths[-1])
 
     def forward(self, images_BCHW: Tensor, choice: Architecture | Sample) -> Tensor | tuple[Tensor, Tensor]:
         """Images B,C,H,W to logits, by one architecture of the space or by a sample."""

@@ -112,6 +112,7 @@ FIELDS: dict[str, Shown | Ran] = {
     "space.stem.activation": ran("table", AUDIT, "space.stem.activation=gelu"),
     "space.downsampling_stride": ran("table", AUDIT, "space.downsampling_stride=1"),
     "space.distillation_head": ran("table", AUDIT, "space.distillation_head=true"),
+    "space.head_norm": ran("table", AUDIT, "space.head_norm=identity"),
     "space.stages.depth": ran("table", AUDIT, f"{FIRST}.depth=2"),
     "space.stages.width_channels.smallest": ran("table", AUDIT, f"{FIRST}.width_channels.smallest=16"),
     "space.stages.width_channels.largest": ran("table", AUDIT, f"{FIRST}.width_channels.largest=24"),

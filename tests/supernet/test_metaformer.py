@@ -15,6 +15,7 @@ from supernet.blocks import DropPath
 from supernet.metaformer import MetaFormer, to_map, to_tokens
 from supernet.model_zoo import create_model, published_architecture
 from supernet.space import SearchSpace
+from supernet.stem import HeadModule
 
 Randomized = Callable[..., nn.Module]
 
@@ -128,6 +129,13 @@ def test_a_distillation_head_gives_two_logits_in_training_and_their_average_othe
 def test_a_head_takes_a_map_or_its_tokens_alike(model: MetaFormer) -> None:
     x_BCHW = torch.randn(2, 24, 3, 5)
     torch.testing.assert_close(model.head(x_BCHW), model.head(to_tokens(x_BCHW)))
+
+
+def test_a_head_without_a_norm_averages_and_classifies() -> None:
+    head = HeadModule(Head(num_classes=5, norm="identity"), width_channels=24)
+    assert [name for name, _ in head.named_parameters()] == ["fc.weight", "fc.bias"]
+    x_BCHW = torch.randn(2, 24, 3, 5)
+    torch.testing.assert_close(head(x_BCHW), head.fc(x_BCHW.mean(dim=(2, 3))))
 
 
 def test_a_map_survives_the_way_to_tokens_and_back() -> None:

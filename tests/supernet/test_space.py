@@ -253,6 +253,7 @@ def test_a_shape_becomes_a_space_with_what_the_data_decide() -> None:
         (("stem",), {"activation": "gelu"}),
         (("downsampling_stride",), 1),
         (("distillation_head",), True),
+        (("head_norm",), "identity"),
         (("stages", 0, "depth"), 3),
         (("stages", 0, "width_channels", "largest"), 32),
         (("stages", 0, "width_channels", "smallest"), 32),
