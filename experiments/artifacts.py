@@ -71,6 +71,11 @@ class RunFolder:
         self.path = path
 
     @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.path / "config.json").exists()
+
+    @property
     def config(self) -> Experiment:
         """The experiment that the folder holds, with every default written out."""
         return load(Experiment, self.path / "config.json")
@@ -86,7 +91,7 @@ class RunFolder:
         Raises `UserError` for a folder with other files, of another experiment, or, without `redo`, of the same
         experiment with other settings.
         """
-        if not (self.path / "config.json").exists():
+        if not self.exists:
             if self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
                 raise UserError(f"{self.path}: is not empty and holds no run; name another folder with --out")
             save(experiment, self.path / "config.json")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+import signal
 import sys
 from importlib.resources import files
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -117,15 +119,17 @@ def _stage_command(name: str, summary: str) -> None:
         plugin: PluginOption = None,
     ) -> None:
         from experiments.console import Screen
-        from experiments.pipeline import run_stage
+        from experiments.pipeline import check_startable, run_stage
         from experiments.run import Run
         from experiments.stages import stage_named
 
         _import_plugins(plugin)
         described, folder = _opened(experiment, out, tuple(override or ()))
+        stage = stage_named(name)
+        check_startable(stage, described, folder)
         with folder.locked():
             folder.claim(described, redo=redo)
-            run_stage(Run(described, folder, Screen(), command=_command()), stage_named(name), redo=redo)
+            run_stage(Run(described, folder, Screen(), command=_command()), stage, redo=redo)
 
 
 for _name, _summary in STAGE_HELP.items():
@@ -167,6 +171,7 @@ def _command() -> str:
 
 def main() -> None:
     """Run the command line; exit code 2 for a user's mistake or a diverged training, 130 for an interruption."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except ValueError as error:
@@ -182,6 +187,11 @@ def main() -> None:
         if ended.code == INTERRUPTED:  # how typer answers Ctrl-C inside a command
             _interrupted()
         raise
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """A scheduler's SIGTERM ends a run as Ctrl-C does: the time spent is noted down, and the run can go on."""
+    raise KeyboardInterrupt
 
 
 def _interrupted() -> int:

@@ -51,7 +51,8 @@ class SearchConfig(Record):
     Budgets are given in milliseconds, or as shares of the largest architecture's predicted latency, for an experiment
     that should run on any device. `methods` are all delivered at every budget: the slimming ("search") and its
     baselines. A net must measure `margin` below its budget before it is retrained. Scores re-fit batch-norm statistics
-    on `refit_images` training images and count `score_images` of the held-out part (null: all of it).
+    on `refit_images` training images, in equal batches of at most `evaluate.batch_size`, and count `score_images` of
+    the held-out part (null: all of it).
     """
 
     budgets_ms: tuple[Milliseconds, ...] | None = None

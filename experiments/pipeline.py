@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from experiments.artifacts import BegunStage, StageRecord, digest_of, folder_digest
+from experiments.artifacts import BegunStage, RunFolder, StageRecord, digest_of, folder_digest
+from experiments.experiment import Experiment
 from experiments.run import Run
 from experiments.stages import STAGES, Stage, clear_working_files
 from supernet import UserError
+from train.data import count_images
 
 
 def run_stages(run: Run, *, until: str | None = None) -> None:
@@ -65,16 +67,30 @@ def run_stage(run: Run, stage: Stage, *, redo: bool) -> None:
     run.screen.line(f"{stage.name}: {minutes(seconds)}")
 
 
+def check_startable(stage: Stage, experiment: Experiment, folder: RunFolder) -> None:
+    """Raise `UserError`, before anything is written, for a new folder where this stage could not even begin."""
+    if folder.exists:
+        return
+    for needed in stage.reads(experiment):
+        raise _needs(needed, stage=stage, folder=folder)
+    count_images(experiment.data)
+
+
+def _needs(needed: str, *, stage: Stage, folder: RunFolder) -> UserError:
+    where = folder.path if folder.exists else "EXPERIMENT.yaml"
+    return UserError(
+        f"{folder.path}: the stage {stage.name!r} needs {needed!r} first; run slimformer {needed} {where},"
+        " or slimformer run on the experiment"
+    )
+
+
 def _key(run: Run, stage: Stage) -> tuple[str, dict[str, str]]:
     """The digest of all that goes into a stage, and the hashes of the files it reads."""
     finished = run.folder.manifest.stages
     inputs: dict[str, str] = {}
     for needed in stage.reads(run.experiment):
         if needed not in finished:
-            raise UserError(
-                f"{run.path}: the stage {stage.name!r} needs {needed!r} first; run slimformer {needed} {run.path},"
-                f" or slimformer run on the experiment"
-            )
+            raise _needs(needed, stage=stage, folder=run.folder)
         inputs |= run.folder.check_artifacts(needed)
     content: dict[str, Any] = {"settings": stage.settings(run.experiment), "inputs": inputs}
     if stage.reads_images:

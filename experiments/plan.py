@@ -51,7 +51,7 @@ def print_plan(experiment: Experiment, folder: RunFolder, screen: Screen) -> Non
 
     Works without the images where the config says how many there are (`data.num_classes`, `data.num_images`).
     """
-    counts = count_images(experiment.data)
+    counts = count_images(experiment.data, or_as_stated=True)
     space = SearchSpace.of(
         experiment.space,
         in_channels=experiment.data.channels,

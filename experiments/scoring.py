@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -39,11 +41,10 @@ class Scorer:
         device = next(supernet.parameters()).device
         data = data.to(device)
         still = AugmentConfig()
-        self.refit: list[Batch] = []
-        for batch in batches(data.train, batch_size, epoch=0, seed=0, augment=still, device=device):
-            self.refit.append(batch)
-            if len(self.refit) * batch_size >= refit_images:
-                break
+        refit_images = min(refit_images, len(data.train))
+        count = math.ceil(refit_images / batch_size)  # of equal batches, as each counts the same in the average
+        stream = batches(data.train, refit_images // count, epoch=0, seed=0, augment=still, device=device)
+        self.refit: list[Batch] = list(itertools.islice(stream, count))
         self.images: list[Batch] = []
         left = len(data.score) if score_images is None else min(score_images, len(data.score))
         for images, labels in evaluation_batches(data.score, batch_size, device=device):

@@ -166,15 +166,18 @@ class ImageCounts(Record):
     classes: int
 
 
-def count_images(config: DataConfig) -> ImageCounts:
-    """Count without decoding. Without the images it is what the config says; raises `UserError` if it says nothing."""
+def count_images(config: DataConfig, *, or_as_stated: bool = False) -> ImageCounts:
+    """Count without decoding; `or_as_stated` takes the config's numbers where the images are not there.
+
+    Raises `UserError` for a missing or empty image folder, and for class folders that differ.
+    """
     if config.path == DIGITS:
         training, test, names = _open_digits(config)
         return ImageCounts(training=len(training), test=len(test), classes=len(names))
     root = Path(config.path)
-    if not root.exists() and config.num_classes is not None and config.num_images is not None:
-        return ImageCounts(training=config.num_images, test=0, classes=config.num_classes)
-    if not root.exists():
+    if or_as_stated and not root.exists():
+        if config.num_classes is not None and config.num_images is not None:
+            return ImageCounts(training=config.num_images, test=0, classes=config.num_classes)
         raise UserError(f"{root}: no such image folder (to plan without it, give data.num_classes and data.num_images)")
     train, held = list_splits(root)
     return ImageCounts(training=len(train.paths), test=len(held.paths), classes=len(set(train.labels)))

@@ -209,11 +209,14 @@ def _save(training: Training, position: Position, directory: Path) -> None:
 
 
 class _Table:
-    """The metrics file; lines of epochs that will be trained again are dropped."""
+    """The metrics file; lines of epochs that will be trained again are dropped.
+
+    It holds nothing that is timed, so that the same training gives the same bytes; the speed is in TensorBoard's logs.
+    """
 
     def __init__(self, path: Path, columns: tuple[str, ...], *, keep_epochs: int) -> None:
         self.path = path
-        self.columns = ("epoch", *columns, "images_per_second")
+        self.columns = ("epoch", *columns)
         self.lines = [",".join(self.columns)]
         if path.exists():
             self.lines += path.read_text(encoding="utf-8").splitlines()[1 : keep_epochs + 1]

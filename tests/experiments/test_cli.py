@@ -292,6 +292,9 @@ def test_a_plan_needs_no_images_where_their_number_is_given(
     outcome = slimformer("run", path, "--plan", *words)
     assert outcome.code == 0, outcome.err
     assert "5,000 training" in outcome.out
+    for command in ("run", "supernet"):
+        assert "no such image folder" in slimformer(command, path, *words, "--out", tmp_path / "run").mistake
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_plan_takes_the_settings_into_account(tiny: Callable[..., Path], slimformer: Slimformer) -> None:

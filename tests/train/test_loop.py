@@ -153,7 +153,7 @@ def test_progress_counts_every_step_of_the_whole_training(tmp_path: Path) -> Non
 def test_metrics_have_a_line_an_epoch_and_tensorboard_is_written(tmp_path: Path) -> None:
     run(_Regression(), tmp_path)
     lines = metrics_path(tmp_path, "toy").read_text().splitlines()
-    assert lines[0] == "epoch,train_loss,slope,images_per_second"
+    assert lines[0] == "epoch,train_loss,slope"
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3"]
     assert float(lines[1].split(",")[1]) > float(lines[3].split(",")[1])
     assert list((tmp_path / "tensorboard" / "toy").glob("events.*"))
