@@ -166,7 +166,7 @@ class RunFolder:
 
 def _without_place(experiment: Experiment) -> Experiment:
     """The experiment without what says where it runs: a run may go on with other threads or on another device."""
-    return experiment.model_copy(update={"device": "auto", "threads": 0})
+    return experiment.model_copy(update={"device": "auto", "threads": 0, "processes": 0})
 
 
 def sha256(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import signal
 import sys
@@ -62,12 +61,13 @@ def run_command(
     from experiments.console import Screen
     from experiments.pipeline import run_stages
     from experiments.plan import print_plan
+    from experiments.plugins import import_plugins
     from experiments.run import Run
     from experiments.stages import stage_named
     from experiments.summary import print_summary
     from train.data import count_images
 
-    _import_plugins(plugin)
+    import_plugins(plugin or [])
     if until is not None:
         stage_named(until)
     screen = Screen()
@@ -78,7 +78,7 @@ def run_command(
     count_images(described.data)  # a wrong path is told before anything is written
     with folder.locked():
         folder.claim(described, redo=redo)
-        run = Run(described, folder, screen, command=_command())
+        run = Run(described, folder, screen, command=_command(), plugins=plugin or ())
         run_stages(run, until=until)
         if until is None or until == "report":
             print_summary(run.path, screen)
@@ -120,16 +120,18 @@ def _stage_command(name: str, summary: str) -> None:
     ) -> None:
         from experiments.console import Screen
         from experiments.pipeline import check_startable, run_stage
+        from experiments.plugins import import_plugins
         from experiments.run import Run
         from experiments.stages import stage_named
 
-        _import_plugins(plugin)
+        import_plugins(plugin or [])
         described, folder = _opened(experiment, out, tuple(override or ()))
         stage = stage_named(name)
         check_startable(stage, described, folder)
         with folder.locked():
             folder.claim(described, redo=redo)
-            run_stage(Run(described, folder, Screen(), command=_command()), stage, redo=redo)
+            run = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
+            run_stage(run, stage, redo=redo)
 
 
 for _name, _summary in STAGE_HELP.items():
@@ -150,19 +152,6 @@ def _opened(path: Path, out: Path | None, overrides: tuple[str, ...]) -> tuple[E
         return load_experiment(path / "config.json", overrides=overrides), RunFolder(path)
     described = load_experiment(path, overrides=overrides)
     return described, RunFolder(out if out is not None else Path("runs") / described.name)
-
-
-def _import_plugins(paths: list[Path] | None) -> None:
-    """Execute the user's own Python files, which register blocks and runtimes."""
-    from supernet.schema import UserError
-
-    for path in paths or []:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise UserError(f"--plugin {path}: no such Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
 
 
 def _command() -> str:

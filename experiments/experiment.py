@@ -80,12 +80,17 @@ class EvaluateConfig(Record):
 
 
 class Experiment(Record):
-    """Everything that a run is made of. `device` auto means CUDA where there is one; `threads` 0 means all cores."""
+    """Everything that a run is made of. `device` auto means CUDA where there is one; `threads` 0 means all cores.
+
+    On a CPU, `processes` models are retrained at once, each on its share of the threads; 0 means one a thread, but not
+    more than 4.
+    """
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
+    processes: Annotated[int, Field(ge=0)] = 0
     seeds: Seeds = Seeds()
     data: DataConfig
     space: SpaceShape

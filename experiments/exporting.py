@@ -122,7 +122,8 @@ def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) 
         tries += 1
         predicted_ms = delivery.rounds[-1].predicted_ms
         directory = f"again/{tries}"
-        retrain_model(run, delivery.architecture, job, what=f"training {job.name} again", into=directory)
+        with run.screen.bar(f"training {job.name} again") as advance:
+            retrain_model(run, delivery.architecture, job, progress=advance, into=directory)
         _export(run, job, run.path / directory / job.name)
         timing = _undisturbed(run, job, _measure(run, [job])[job.name])
     return _record(run, job, timing, predicted_ms=predicted_ms, tries=tries)

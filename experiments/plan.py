@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.experiment import Experiment
-from experiments.run import chosen_device
+from experiments.run import all_threads, chosen_device, processes_at_once
 from search.measure import stopwatch_seconds
 from search.table_building import count_nets
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, cost
@@ -58,7 +57,7 @@ def print_plan(experiment: Experiment, folder: RunFolder, screen: Screen) -> Non
         resolution_px=experiment.data.resolution_px,
         num_classes=counts.classes,
     )
-    torch.set_num_threads(experiment.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(all_threads(experiment))
     device = chosen_device(experiment.device)
     _print_sizes(experiment, space, counts, screen)
     estimates = _estimates(experiment, space, counts, device)
@@ -135,6 +134,12 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     forward = medium.seconds / 3  # a step is a forward and a backward pass of about twice its cost
     weights = TRAINING_BYTES_PER_PARAMETER * _supernet_parameters(space)
     single = TRAINING_BYTES_PER_PARAMETER * cost(middle).parameters + train.batch_size * medium.activation_bytes
+    at_once = min(processes_at_once(experiment, device), models)
+    alone = medium
+    if at_once > 1:
+        torch.set_num_threads(max(1, all_threads(experiment) // at_once))
+        alone = _step_cost(middle, supernet, device)
+        torch.set_num_threads(all_threads(experiment))
     return [
         Estimate(
             "supernet",
@@ -146,7 +151,12 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
         Estimate(
             "search", f"at most {steps} steps, {scored:,} images a score", 3 * steps * scored * forward, weights / 4
         ),
-        Estimate("retrain", f"{models} models, {train.epochs} epochs", models * retrained * medium.seconds, single),
+        Estimate(
+            "retrain",
+            f"{models} models, {at_once} at once, {train.epochs} epochs",
+            models * retrained * alone.seconds / at_once,
+            at_once * single,
+        ),
         Estimate("export", "ONNX, parity, latency", 5.0 * models, 0.0),
         Estimate("evaluate", f"{counts.test:,} test images", models * counts.test * forward, 0.0),
     ]

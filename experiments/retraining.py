@@ -6,13 +6,21 @@ from pathlib import Path
 
 from experiments.models import Job
 from experiments.run import Run
+from experiments.solving import architecture_path
 from supernet import Architecture
 from train.checkpoint import load_weights, save_weights
-from train.loop import checkpoint_path, metrics_path
+from train.loop import Progress, checkpoint_path, metrics_path
 from train.retraining import NAME, initial_model, retrain, weights_path
 
 
-def retrain_model(run: Run, architecture: Architecture, job: Job, *, what: str, into: str = "models") -> list[Path]:
+def retrain_found(run: Run, job: Job, *, progress: Progress) -> list[Path]:
+    """Train the architecture that was found for a job, and return its files."""
+    return retrain_model(run, Architecture.load(architecture_path(run.path, job)), job, progress=progress)
+
+
+def retrain_model(
+    run: Run, architecture: Architecture, job: Job, *, progress: Progress, into: str = "models"
+) -> list[Path]:
     """Train one architecture and return its files; an interrupted training goes on, an identical one is shared.
 
     Two methods or budgets can ask for the same architecture: with the same recipe and seed it is the same model, so
@@ -20,10 +28,9 @@ def retrain_model(run: Run, architecture: Architecture, job: Job, *, what: str, 
     """
     directory = run.path / into / job.name
     train, seed = run.experiment.train, run.experiment.seeds.train
-    architecture_file = directory / "architecture.yaml"
     twin = _twin(run, architecture, directory)
     if twin == directory:
-        return [architecture_file, weights_path(directory), metrics_path(directory, NAME)]
+        return trained_files(directory)
     supernet = run.supernet if train.start == "inherited" else None
     model = initial_model(architecture, train, supernet=supernet, seed=seed)
     if twin is not None:
@@ -31,11 +38,15 @@ def retrain_model(run: Run, architecture: Architecture, job: Job, *, what: str, 
         save_weights(model, weights_path(directory))
         metrics_path(directory, NAME).write_bytes(metrics_path(twin, NAME).read_bytes())
     else:
-        with run.screen.bar(what) as advance:
-            retrain(model, run.data, train, seed=seed, directory=directory, progress=advance, device=run.device)
+        retrain(model, run.data, train, seed=seed, directory=directory, progress=progress, device=run.device)
     checkpoint_path(directory, NAME).unlink(missing_ok=True)
-    architecture.save(architecture_file)  # last: its presence says that the training is complete
-    return [architecture_file, weights_path(directory), metrics_path(directory, NAME)]
+    architecture.save(trained_files(directory)[0])  # last: its presence says that the training is complete
+    return trained_files(directory)
+
+
+def trained_files(directory: Path) -> list[Path]:
+    """The files of a finished retraining; the architecture is the first of them."""
+    return [directory / "architecture.yaml", weights_path(directory), metrics_path(directory, NAME)]
 
 
 def _twin(run: Run, architecture: Architecture, directory: Path) -> Path | None:

@@ -22,17 +22,32 @@ from train.data import ImageData, open_data
 from train.randomness import generator_for
 from train.supernet_training import weights_path
 
+MOST_AT_ONCE = 4  # each holds the decoded images of its own
+
 
 class Run:
     """An experiment, its folder, and everything that more than one stage needs."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, screen: Screen, *, command: str) -> None:
-        self.experiment, self.folder, self.screen = experiment, folder, screen
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        screen: Screen,
+        *,
+        command: str,
+        plugins: Sequence[Path] = (),
+    ) -> None:
+        self.experiment, self.folder, self.screen, self.plugins = experiment, folder, screen, tuple(plugins)
         self.path = folder.path
-        self.threads = experiment.threads or len(os.sched_getaffinity(0))
+        self.threads = all_threads(experiment)
         self.device = chosen_device(experiment.device)
         # Taken now, when the code is loaded: the checkout may change while a long stage runs.
         self.environment = environment(threads=self.threads, command=command)
+
+    @property
+    def processes(self) -> int:
+        """How many models may be retrained at once."""
+        return processes_at_once(self.experiment, self.device)
 
     @cached_property
     def data(self) -> ImageData:
@@ -93,3 +108,15 @@ def chosen_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for, but torch finds no CUDA device here (use auto or cpu)")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def all_threads(experiment: Experiment) -> int:
+    """The threads that a run may use in all."""
+    return experiment.threads or len(os.sched_getaffinity(0))
+
+
+def processes_at_once(experiment: Experiment, device: torch.device) -> int:
+    """How many models may be retrained at once on this device."""
+    if device.type != "cpu":
+        return 1
+    return experiment.processes or min(all_threads(experiment), MOST_AT_ONCE)

@@ -23,10 +23,11 @@ from experiments.models import (
     exported,
     found,
 )
-from experiments.retraining import retrain_model
+from experiments.retraining import retrain_found, trained_files
 from experiments.run import Run
 from experiments.scoring import discretization_gap
 from experiments.solving import Solver, architecture_path
+from experiments.workers import retrain_at_once
 from search.importance import importance_of
 from search.latency_audit import LatencyAudit, audit
 from search.latency_table import LatencyTable
@@ -201,13 +202,17 @@ def search_stage(run: Run) -> list[Path]:
 
 
 def retrain_stage(run: Run) -> list[Path]:
-    """Retrain every architecture that was found, each standalone."""
+    """Retrain every architecture that was found, each standalone; on a CPU several at once."""
+    jobs = {model.digest: model.job for model in reversed(found(run.path).models)}  # of twins, the first
+    left = [job for job in jobs.values() if not trained_files(run.path / "models" / job.name)[0].exists()][::-1]
+    processes = min(run.processes, len(left))
+    if processes > 1:
+        retrain_at_once(run, left, processes=processes)
     paths = []
     models = found(run.path).models
     for number, model in enumerate(models, start=1):
-        architecture = Architecture.load(architecture_path(run.path, model.job))
-        what = f"training {model.job.name} ({number} of {len(models)})"
-        paths += retrain_model(run, architecture, model.job, what=what)
+        with run.screen.bar(f"training {model.job.name} ({number} of {len(models)})") as advance:
+            paths += retrain_found(run, model.job, progress=advance)
     return paths
 
 

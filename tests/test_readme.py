@@ -12,8 +12,9 @@ import pytest
 import torch
 import typer.main
 
-from experiments.cli import _import_plugins, app
+from experiments.cli import app
 from experiments.experiment import load_experiment
+from experiments.plugins import import_plugins
 from search import runtimes
 from search.measure import measure
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, architecture, blocks, inherit
@@ -73,7 +74,7 @@ def readme_plugins(registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(sys.modules, name, sys)  # so that what the plugin puts there is taken away again
         paths.append(tmp_path / f"{name}.py")
         paths[-1].write_text(snippet(containing))
-    _import_plugins(paths)
+    import_plugins(paths)
 
 
 def readme_space() -> SearchSpace:

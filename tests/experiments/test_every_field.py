@@ -94,6 +94,7 @@ FIELDS: dict[str, Shown | Ran] = {
     "name": Shown(CLI, "test_the_run_folder_is_named_after_the_experiment"),
     "device": here("test_the_device_is_the_one_asked_for"),
     "threads": here("test_a_stage_runs_with_the_threads_asked_for"),
+    "processes": Shown("tests.experiments.test_workers", "test_so_many_models_are_retrained_at_once"),
     "seeds.data": ran("supernet", "importance.json", "seeds.data=1"),
     "seeds.supernet": ran("supernet", "importance.json", "seeds.supernet=1"),
     "seeds.table": ran("table", AUDIT, "seeds.table=1"),
@@ -193,7 +194,7 @@ FIELDS: dict[str, Shown | Ran] = {
 }
 
 # What says where a run happens, but not what comes out: a run may go on with other values.
-PLACE = {"schema_version", "device", "threads"}
+PLACE = {"schema_version", "device", "threads", "processes"}
 # The stages that must be done again when a field changes, by the longest beginning of its name that stands here.
 TOUCHED: dict[str, set[str]] = {
     "name": {"report"},
