@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from analysis.files import FileRecord
-from supernet.architecture import strided
+from supernet.architecture import grids_of
 
 
 class BlockOutline(FileRecord):
@@ -52,12 +52,5 @@ class ArchitectureOutline(FileRecord):
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the feature map in every stage."""
-        grid = self.resolution_px
-        for stride in self.stem.strides:
-            grid = strided(grid, stride)
-        grids = []
-        for stage in self.stages:
-            if stage.downsampling is not None:
-                grid = strided(grid, stage.downsampling.stride)
-            grids.append(grid)
-        return tuple(grids)
+        strides = [1 if stage.downsampling is None else stage.downsampling.stride for stage in self.stages]
+        return grids_of(self.resolution_px, stem_strides=self.stem.strides, stage_strides=strides)

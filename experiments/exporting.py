@@ -17,7 +17,7 @@ from experiments.models import (
 )
 from experiments.retraining import retrain_model
 from experiments.run import Run
-from experiments.solving import Solver
+from experiments.solving import Solver, least_disturbed
 from search.measure import Net, Timing, measure
 from search.runtimes.onnx_runtime import OnnxRuntime
 from search.slimming import BudgetUnreachable
@@ -130,12 +130,8 @@ def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) 
 
 
 def _undisturbed(run: Run, job: Job, timing: Timing) -> Timing:
-    """A timing over the budget is taken again, twice at most; the smallest counts, as others only make a net slower."""
-    for _ in range(2):
-        if timing.median_ms <= job.budget_ms:
-            break
-        timing = min(timing, _measure(run, [job])[job.name], key=lambda taken: taken.median_ms)
-    return timing
+    """A timing over the budget is taken again, after pauses."""
+    return least_disturbed(lambda: _measure(run, [job])[job.name], enough_ms=job.budget_ms, first=timing)
 
 
 def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: int) -> ExportedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,14 @@ from experiments.scoring import Scorer
 from search.baselines import random_architecture, uniform_scaling
 from search.delivery import Delivery, deliver
 from search.importance import Importance
+from search.measure import Timing
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
 from supernet import Architecture
 from supernet.schema import load
 from train.randomness import generator_for
+
+FIRST_PAUSE_SECONDS, PAUSES = 0.5, 5
 
 
 class Solver:
@@ -92,8 +96,8 @@ class Solver:
         def measure_ms(architecture: Architecture) -> float:
             what, predicted_ms = f"measuring {job.name}", self.run.table.latency_ms(architecture)
             return least_disturbed(
-                lambda: self.run.measure([architecture], what=what)[0].median_ms, expected_ms=predicted_ms
-            )
+                lambda: self.run.measure([architecture], what=what)[0], enough_ms=1.1 * predicted_ms
+            ).median_ms
 
         return deliver(
             budget_ms=job.budget_ms,
@@ -105,17 +109,20 @@ class Solver:
         )
 
 
-def least_disturbed(measure_ms: Callable[[], float], *, expected_ms: float) -> float:
-    """The smallest of up to three measurements; one within 10 % of what is expected, or below it, is enough.
+def least_disturbed(measure: Callable[[], Timing], *, enough_ms: float, first: Timing | None = None) -> Timing:
+    """The fastest of some measurements; one whose median is not above `enough_ms` ends them.
 
-    Other programs on the machine only ever make a net slower, so the smallest median is the least disturbed.
+    Other programs only ever make a net slower, so the smallest median is the least disturbed. A measurement of a small
+    net is over in milliseconds, so the pauses between them, each twice as long, are what outlasts a disturbance.
     """
-    smallest_ms = measure_ms()
-    for _ in range(2):
-        if smallest_ms <= 1.1 * expected_ms:
+    fastest, seconds = first or measure(), FIRST_PAUSE_SECONDS
+    for _ in range(PAUSES):
+        if fastest.median_ms <= enough_ms:
             break
-        smallest_ms = min(smallest_ms, measure_ms())
-    return smallest_ms
+        time.sleep(seconds)
+        seconds *= 2
+        fastest = min(fastest, measure(), key=lambda timing: timing.median_ms)
+    return fastest
 
 
 def architecture_path(folder: Path, job: Job) -> Path:

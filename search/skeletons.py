@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from search.latency_table import LatencyKey, key_of, reshape_key
-from supernet.architecture import Block, Head, Positive, Stage, Stem, strided
+from supernet.architecture import Block, Head, Positive, Stage, Stem, grids_of
 from supernet.blocks import build_block
 from supernet.metaformer import MetaFormerStage
 from supernet.schema import Record
@@ -47,14 +47,8 @@ class Skeleton(Record):
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the feature map in every stage."""
-        grid, grids = self.grid, []
-        for stride in self.stem.strides if self.stem is not None else ():
-            grid = strided(grid, stride)
-        for stage in self.stages:
-            if stage.downsampling is not None:
-                grid = strided(grid, stage.downsampling.stride)
-            grids.append(grid)
-        return tuple(grids)
+        stem_strides = self.stem.strides if self.stem is not None else ()
+        return grids_of(self.grid, stem_strides=stem_strides, stage_strides=[stage.stride for stage in self.stages])
 
 
 class SkeletonModule(nn.Module):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -192,6 +193,11 @@ class Stage(Record):
     downsampling: Downsampling | None
     blocks: tuple[AnyBlock, ...]
 
+    @property
+    def stride(self) -> int:
+        """How much smaller the stage's map is than the one before it, along each side."""
+        return 1 if self.downsampling is None else self.downsampling.stride
+
 
 class Head(Record):
     """Norm, mean over tokens, linear classifier; with distillation a second classifier.
@@ -235,15 +241,8 @@ class Architecture(Record):
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the feature map in every stage."""
-        grid = self.resolution_px
-        for stride in self.stem.strides:
-            grid = strided(grid, stride)
-        grids = []
-        for stage in self.stages:
-            if stage.downsampling is not None:
-                grid = strided(grid, stage.downsampling.stride)
-            grids.append(grid)
-        return tuple(grids)
+        strides = [stage.stride for stage in self.stages]
+        return grids_of(self.resolution_px, stem_strides=self.stem.strides, stage_strides=strides)
 
     @property
     def depth(self) -> int:
@@ -268,3 +267,17 @@ class Architecture(Record):
 def strided(grid: tuple[int, int], stride: int) -> tuple[int, int]:
     """The output size of a 3x3 convolution with padding 1 and this stride."""
     return math.ceil(grid[0] / stride), math.ceil(grid[1] / stride)
+
+
+def grids_of(
+    resolution_px: tuple[int, int], *, stem_strides: Iterable[int], stage_strides: Iterable[int]
+) -> tuple[tuple[int, int], ...]:
+    """Height and width of the feature map in every stage; a stage without downsampling has the stride 1."""
+    grid = resolution_px
+    for stride in stem_strides:
+        grid = strided(grid, stride)
+    grids = []
+    for stride in stage_strides:
+        grid = strided(grid, stride)
+        grids.append(grid)
+    return tuple(grids)

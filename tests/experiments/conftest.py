@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import nn
 
 from experiments import cli
@@ -130,6 +129,7 @@ def _virtual_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("search.table_building", "search.latency_audit", "experiments.exporting"):
             patch.setattr(f"{module}.measure", _measured)
+        patch.setattr("experiments.solving.FIRST_PAUSE_SECONDS", 0.0)
         yield
 
 
@@ -216,21 +216,6 @@ def finished(_finished: Path) -> Path:
 def copied(_finished: Path, tmp_path: Path) -> Path:
     """A finished run of the tiny experiment in a folder of the test's own."""
     return Path(shutil.copytree(_finished, tmp_path / "tiny"))
-
-
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """An image folder of two classes, 10 training and 4 test images each, noise around a brightness, 8x8 px."""
-    root = tmp_path / "images"
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 10), ("val", 4)):
-        for label, name in enumerate(("cat", "dog")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = torch.randint(60 + 80 * label, 120 + 80 * label, (8, 8, 3), generator=generator)
-                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number:02}.png")
-    return root
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from experiments.console import Screen
 from experiments.models import Job
 from experiments.run import Run
 from experiments.solving import Solver, architecture_path, least_disturbed
+from search.measure import Timing
 from search.slimming import BudgetUnreachable
 from supernet import Architecture
 
@@ -24,23 +25,29 @@ def run(copied: Path) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("measured", "expected", "calls"),
+    ("measured", "expected", "pauses"),
     [
-        ([1.0, 9.0, 9.0], 1.0, 1),  # as expected: enough
-        ([1.1, 9.0, 9.0], 1.1, 1),
-        ([0.2, 9.0, 9.0], 0.2, 1),  # below what is expected: enough too
-        ([1.2, 1.05, 9.0], 1.05, 2),
-        ([1.5, 1.3, 1.4], 1.3, 3),
-        ([1.3, 1.5, 1.4], 1.3, 3),
-        ([1.5, 1.4, 1.0], 1.0, 3),
+        ([1.1, 1.0, 1.0], 1.1, []),
+        ([0.4], 0.4, []),
+        ([1.6, 1.05, 1.0], 1.05, [0.5]),
+        ([1.6, 1.4, 1.5, 1.3, 1.7, 1.6, 1.0], 1.3, [0.5, 1.0, 2.0, 4.0, 8.0]),
     ],
 )
-def test_the_least_disturbed_of_three_measurements_counts_and_one_as_expected_is_enough(
-    measured: list[float], expected: float, calls: int
+def test_the_least_disturbed_measurement_counts_and_one_below_what_is_enough_ends_the_pauses(
+    measured: list[float], expected: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = list(measured)
-    assert least_disturbed(lambda: left.pop(0), expected_ms=1.0) == expected
-    assert len(measured) - len(left) == calls
+    left, paused = list(measured), list[float]()
+    monkeypatch.setattr("experiments.solving.FIRST_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr("experiments.solving.time.sleep", paused.append)
+    timing = least_disturbed(lambda: Timing(samples_ms=(left.pop(0),), runs=1), enough_ms=1.1)
+    assert timing.median_ms == expected
+    assert paused == pauses
+    assert len(measured) - len(left) == 1 + len(pauses)
+
+
+def test_a_first_measurement_that_is_fast_enough_is_not_repeated() -> None:
+    first = Timing(samples_ms=(1.0,), runs=1)
+    assert least_disturbed(lambda: pytest.fail("measured again"), enough_ms=1.1, first=first) is first
 
 
 def test_budgets_share_one_trajectory_that_is_made_as_long_as_needed(run: Run) -> None:

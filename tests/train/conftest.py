@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from supernet.schema import parse
 from supernet.space import SearchSpace
@@ -66,15 +64,6 @@ def space() -> SearchSpace:
 
 
 @pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """An image folder of two classes, 10 training and 4 test images each, noise around a brightness, 20x16 px."""
-    root = tmp_path / "images"
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 10), ("val", 4)):
-        for label, name in enumerate(("cat", "dog")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = torch.randint(60 + 80 * label, 120 + 80 * label, (16, 20, 3), generator=generator)
-                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number:02}.png")
-    return root
+def image_size_px() -> tuple[int, int]:
+    """Not square, and not the resolution of any test."""
+    return 16, 20
