@@ -37,12 +37,13 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage takes; bytes without the images and the process itself."""
+    """What a stage takes; bytes without the images and the programs, of which `processes` hold one each."""
 
     stage: str
     what: str
     seconds: float
     bytes: float
+    processes: int = 1
 
 
 def print_plan(experiment: Experiment, folder: RunFolder, screen: Screen) -> None:
@@ -67,7 +68,7 @@ def print_plan(experiment: Experiment, folder: RunFolder, screen: Screen) -> Non
             estimate.stage,
             estimate.what,
             f"{estimate.seconds / 60:,.1f}",
-            f"{(estimate.bytes + held_bytes) / 1e9:.1f}",
+            f"{(estimate.bytes + estimate.processes * held_bytes) / 1e9:.1f}",
         ]
         for estimate in estimates
     ]
@@ -156,6 +157,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
             f"{models} models, {at_once} at once, {train.epochs} epochs",
             models * retrained * alone.seconds / at_once,
             at_once * single,
+            processes=at_once if at_once == 1 else at_once + 1,
         ),
         Estimate("export", "ONNX, parity, latency", 5.0 * models, 0.0),
         Estimate("evaluate", f"{counts.test:,} test images", models * counts.test * forward, 0.0),

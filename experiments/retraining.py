@@ -15,7 +15,12 @@ from train.retraining import NAME, initial_model, retrain, weights_path
 
 def retrain_found(run: Run, job: Job, *, progress: Progress) -> list[Path]:
     """Train the architecture that was found for a job, and return its files."""
-    return retrain_model(run, Architecture.load(architecture_path(run.path, job)), job, progress=progress)
+    return retrain_model(run, found_architecture(run, job), job, progress=progress)
+
+
+def found_architecture(run: Run, job: Job) -> Architecture:
+    """The architecture that the search left for a job."""
+    return Architecture.load(architecture_path(run.path, job))
 
 
 def retrain_model(

@@ -23,7 +23,7 @@ from experiments.models import (
     exported,
     found,
 )
-from experiments.retraining import retrain_found, trained_files
+from experiments.retraining import found_architecture, retrain_found, trained_files
 from experiments.run import Run
 from experiments.scoring import discretization_gap
 from experiments.solving import Solver, architecture_path
@@ -33,7 +33,7 @@ from search.latency_audit import LatencyAudit, audit
 from search.latency_table import LatencyTable
 from search.slimming import BudgetUnreachable
 from search.table_building import build_table
-from supernet import Architecture, MetaFormer, Supernet
+from supernet import Architecture, MetaFormer, Supernet, cost
 from supernet.schema import UserError, save
 from train.checkpoint import load_weights
 from train.evaluation import accuracy
@@ -203,13 +203,14 @@ def search_stage(run: Run) -> list[Path]:
 
 def retrain_stage(run: Run) -> list[Path]:
     """Retrain every architecture that was found, each standalone; on a CPU several at once."""
-    jobs = {model.digest: model.job for model in reversed(found(run.path).models)}  # of twins, the first
-    left = [job for job in jobs.values() if not trained_files(run.path / "models" / job.name)[0].exists()][::-1]
+    models = found(run.path).models
+    first = {model.digest: model.job for model in reversed(models)}  # of those who ask for the same architecture
+    left = [job for job in first.values() if not trained_files(run.path / "models" / job.name)[0].exists()]
     processes = min(run.processes, len(left))
     if processes > 1:
-        retrain_at_once(run, left, processes=processes)
+        largest_first = sorted(left, key=lambda job: -cost(found_architecture(run, job)).macs)  # none is left for last
+        retrain_at_once(run, largest_first, processes=processes)
     paths = []
-    models = found(run.path).models
     for number, model in enumerate(models, start=1):
         with run.screen.bar(f"training {model.job.name} ({number} of {len(models)})") as advance:
             paths += retrain_found(run, model.job, progress=advance)

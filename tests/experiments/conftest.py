@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -69,6 +70,9 @@ TINY: dict[str, Any] = {
     "train": {"epochs": 2, "batch_size": 128, "learning_rate": 2.0e-2, "precision": "fp32"},
     "evaluate": {"batch_size": 64, "parity_images": 2, "latency_rounds": 2},
 }
+
+# What is not the same twice: times, commands and dates.
+TIMED = ("manifest.json", "config.json", ".lock", "report.html")
 
 
 @dataclass
@@ -158,6 +162,11 @@ class Outcome:
         assert self.err.count("\n") == 1, self.err
         return self.err.removeprefix("slimformer: ").removesuffix("\n")
 
+    @property
+    def skipped(self) -> list[str]:
+        """The stages that a run says were done before."""
+        return [line.split(":")[0] for line in self.out.splitlines() if ": done before" in line]
+
 
 def run_slimformer(*words: object) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
@@ -227,3 +236,18 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """All files of a folder with their bytes."""
     return _contents
+
+
+@pytest.fixture
+def repeatable() -> Callable[[Path], dict[str, bytes]]:
+    """The files of a run that the same seeds must give again."""
+
+    def of(folder: Path) -> dict[str, bytes]:
+        kept = {name: data for name, data in _contents(folder).items() if name not in TIMED}
+        kept = {name: data for name, data in kept.items() if "tensorboard" not in name}
+        for name, data in kept.items():
+            if name.startswith("latency-virtual"):
+                kept[name] = json.dumps(json.loads(data) | {"date": ""}).encode()
+        return kept
+
+    return of

@@ -270,7 +270,7 @@ def without_protocol(files: dict[str, bytes]) -> dict[str, Any]:
 def test_a_field_changes_what_its_stage_writes(
     finished: Path, copied: Path, slimformer: Slimformer, field: str
 ) -> None:
-    # that without a change the same bytes are written is shown in test_pipeline.py
+    # that without a change the same bytes are written is shown in test_resuming.py
     change = FIELDS[field]
     assert isinstance(change, Ran)
     words = [word for override in change.overrides for word in ("--set", override)]

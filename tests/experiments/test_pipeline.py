@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
-import io
-import json
-import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +14,6 @@ import yaml
 from experiments.artifacts import RunFolder, sha256
 from experiments.experiment import load_experiment
 from experiments.models import Evaluation, exported, found
-from experiments.scoring import Scorer
 from experiments.stages import STAGES
 from search.importance import Importance
 from search.latency_table import LatencyTable
@@ -28,48 +22,30 @@ from supernet import Architecture, cost
 from supernet.onnx_export import open_session
 from supernet.schema import load
 from train.data import open_data
-from train.retraining import Retraining
 from train.splits import evaluation_batches
-from train.supernet_training import SupernetTraining
 
 Slimformer = Callable[..., Any]
 Contents = Callable[[Path], dict[str, bytes]]
 
 NAMES = [stage.name for stage in STAGES]
 ROOT = Path(__file__).resolve().parents[2]
-# What is not the same twice: times, commands and dates.
-TIMED = ("manifest.json", "config.json", ".lock", "report.html")
 
 
-def repeatable(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The files of a run that the same seeds must give again."""
-    kept = {name: data for name, data in files.items() if name not in TIMED and "tensorboard" not in name}
-    for name, data in kept.items():
-        if name.startswith("latency-virtual"):
-            kept[name] = json.dumps(json.loads(data) | {"date": ""}).encode()
-    return kept
+def disturb(monkeypatch: pytest.MonkeyPatch, name: str, device: Any, *, calls: int) -> list[int]:
+    """Make the virtual device half as fast during the first calls of a function; counts all of them."""
+    module, _, function = name.rpartition(".")
+    original, count = vars(importlib.import_module(module))[function], [0]
 
+    def disturbed(*words: Any, **options: Any) -> Any:
+        count[0] += 1
+        device.slowdown = 2.0 if count[0] <= calls else 1.0
+        try:
+            return original(*words, **options)
+        finally:
+            device.slowdown = 1.0
 
-def skipped(outcome: Any) -> list[str]:
-    """The stages that a run says were done before."""
-    return [line.split(":")[0] for line in outcome.out.splitlines() if ": done before" in line]
-
-
-def interrupt(
-    monkeypatch: pytest.MonkeyPatch, training: type, *, at_call: int, by: signal.Signals = signal.SIGINT
-) -> list[int]:
-    """Send this process a signal at a training's n-th step; counts the steps."""
-    calls = [0]
-    step = training.step  # type: ignore[attr-defined]
-
-    def interrupted(self: Any, *words: Any, **options: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == at_call:
-            signal.raise_signal(by)
-        return step(self, *words, **options)
-
-    monkeypatch.setattr(training, "step", interrupted)
-    return calls
+    monkeypatch.setattr(name, disturbed)
+    return count
 
 
 def test_a_whole_run_leaves_every_file_of_the_design(finished: Path) -> None:
@@ -163,212 +139,12 @@ def test_the_same_architecture_is_trained_once_for_all_who_ask_for_it(finished: 
     assert len(set().union(*by_digest.values())) == len(by_digest)
 
 
-def test_finished_stages_are_skipped_and_no_byte_changes(
-    copied: Path, slimformer: Slimformer, contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = contents(copied)
-    interrupt(monkeypatch, SupernetTraining, at_call=1)
-    interrupt(monkeypatch, Retraining, at_call=1)
-    outcome = slimformer("run", copied)
-    assert outcome.code == 0, outcome.err
-    assert skipped(outcome) == NAMES
-    assert contents(copied) == before
-
-
-def test_the_same_seed_gives_the_same_bytes_twice_in_one_run_or_stage_by_stage(
-    finished: Path, tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer, contents: Contents
-) -> None:
-    path, out = tiny(), tmp_path / "run"
-    assert "the stage 'search' needs 'supernet' first; run slimformer supernet" in (
-        slimformer("search", path, "--out", out).mistake
-    )
-    assert not out.exists()
-    for name in ("table", "supernet"):
-        assert slimformer(name, path, "--out", out).code == 0
-    for name in NAMES[2:-1]:
-        assert "the stage 'report' needs " in slimformer("report", out).mistake
-        assert slimformer(name, out).code == 0, name
-    assert slimformer("report", out).code == 0
-    first, again = repeatable(contents(finished)), repeatable(contents(out))
-    assert sorted(first) == sorted(again)
-    assert [name for name in first if first[name] != again[name]] == []
-
-
-@pytest.mark.parametrize(("at_call", "by"), [(1, signal.SIGINT), (9, signal.SIGINT), (14, signal.SIGTERM)])
-def test_a_supernet_that_was_interrupted_goes_on_to_the_same_bytes(
-    finished: Path,
-    tiny: Callable[..., Path],
-    tmp_path: Path,
-    slimformer: Slimformer,
-    contents: Contents,
-    monkeypatch: pytest.MonkeyPatch,
-    at_call: int,
-    by: signal.Signals,
-) -> None:
-    words = ("run", tiny(), "--out", tmp_path / "run", "--until", "supernet")
-    with monkeypatch.context() as patch:
-        interrupt(patch, SupernetTraining, at_call=at_call, by=by)
-        outcome = slimformer(*words)
-    assert outcome.code == 130
-    assert outcome.err == "slimformer: interrupted; run the same command again to go on\n"
-    manifest = RunFolder(tmp_path / "run").manifest
-    assert manifest.begun["supernet"].seconds > 0
-    assert not manifest.stages
-    with monkeypatch.context() as patch:
-        calls = interrupt(patch, SupernetTraining, at_call=-1)
-        assert slimformer(*words).code == 0
-    assert calls[0] == (16 if at_call <= 8 else 8)  # of two epochs of 8 steps, the finished one is not done again
-    first, again = repeatable(contents(finished)), repeatable(contents(tmp_path / "run"))
-    assert {"supernet/supernet.safetensors", "supernet/supernet-metrics.csv", "importance.json"} <= set(again)
-    assert [name for name in again if again[name] != first[name]] == []
-    assert RunFolder(tmp_path / "run").manifest.stages["supernet"].seconds >= manifest.begun["supernet"].seconds
-
-
-@pytest.mark.parametrize("at_call", [3, 35])
-def test_a_retraining_that_was_interrupted_goes_on_to_the_same_bytes(
-    finished: Path,
-    copied: Path,
-    slimformer: Slimformer,
-    contents: Contents,
-    monkeypatch: pytest.MonkeyPatch,
-    at_call: int,
-) -> None:
-    with monkeypatch.context() as patch:
-        interrupt(patch, Retraining, at_call=at_call)
-        assert slimformer("retrain", copied, "--redo").code == 130
-    assert list(RunFolder(copied).manifest.begun) == ["retrain"]
-    with monkeypatch.context() as patch:
-        calls = interrupt(patch, Retraining, at_call=-1)
-        outcome = slimformer("run", copied)
-    assert outcome.code == 0, outcome.err
-    assert skipped(outcome)[:3] == ["supernet", "table", "search"]
-    assert "retrain" not in skipped(outcome)
-    distinct = {model.digest for model in found(finished).models}
-    whole = 22 * len(distinct)  # two epochs of 11 steps each
-    epochs_done = (at_call - 1) // 11
-    assert calls[0] == whole - 11 * epochs_done
-    first, again = repeatable(contents(finished)), repeatable(contents(copied))
-    assert [name for name in first if first[name] != again.get(name)] == []
-
-
-def test_a_search_that_was_interrupted_goes_on_to_the_same_bytes(
-    finished: Path, copied: Path, slimformer: Slimformer, contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scored = [0]
-    of = Scorer.of
-
-    def counted(self: Scorer, model: Any) -> float:
-        scored[0] += 1
-        if scored[0] == 5:
-            raise KeyboardInterrupt
-        return of(self, model)
-
-    monkeypatch.setattr(Scorer, "of", counted)
-    assert slimformer("search", copied, "--redo").code == 130
-    assert len((copied / "scores.jsonl").read_text().splitlines()) == 4
-    assert slimformer("search", copied).code == 0
-    first, again = repeatable(contents(finished)), repeatable(contents(copied))
-    assert [name for name in first if first[name] != again.get(name)] == []
-    assert scored[0] == 1 + len((finished / "scores.jsonl").read_text().splitlines())
-
-
-@pytest.mark.parametrize(
-    ("name", "spoil", "stage"),
-    [
-        ("importance.json", lambda path: path.write_text(path.read_text().replace("0.", "1.", 1)), "supernet"),
-        ("supernet/supernet.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-4]), "supernet"),
-        ("latency-audit.json", lambda path: path.unlink(), "table"),
-        ("trajectory.jsonl", lambda path: path.write_text(path.read_text()[:-10]), "search"),
-        ("evaluation.json", lambda path: path.write_text(path.read_text().replace("1", "9", 1)), "evaluate"),
-    ],
-)
-def test_an_edited_artifact_is_refused_with_the_command_that_makes_it_again(
-    copied: Path, slimformer: Slimformer, contents: Contents, name: str, spoil: Callable[[Path], object], stage: str
-) -> None:
-    spoil(copied / name)
-    before = contents(copied)
-    for words in (("run", copied), ("report", copied), ("run", copied, "--redo")):
-        mistake = slimformer(*words).mistake
-        assert str(copied / name) in mistake
-        assert f"since the stage {stage!r} wrote it" in mistake
-        assert mistake.endswith(f"slimformer {stage} {copied} --redo")
-    assert contents(copied) == before
-
-
-def test_the_command_that_is_named_repairs_an_edited_artifact(
-    finished: Path, copied: Path, slimformer: Slimformer, contents: Contents
-) -> None:
-    (copied / "trajectory.jsonl").write_text("{}\n")
-    command = slimformer("run", copied).mistake.rpartition("slimformer ")[2]
-    assert slimformer(*command.split()).code == 0
-    outcome = slimformer("run", copied)
-    assert outcome.code == 0, outcome.err
-    assert skipped(outcome) == NAMES  # the same bytes again, so nothing that reads them has to be done again
-    first, again = repeatable(contents(finished)), repeatable(contents(copied))
-    assert [name for name in first if first[name] != again.get(name)] == []
-
-
-def test_a_run_stops_after_the_stage_that_it_is_told(
-    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
-) -> None:
-    assert slimformer("run", tiny(), "--out", tmp_path / "run", "--until", "table").code == 0
-    assert list(RunFolder(tmp_path / "run").manifest.stages) == ["supernet", "table"]
-    assert not (tmp_path / "run" / "found.json").exists()
-
-
-def test_a_change_of_settings_does_again_what_it_touches_and_nothing_else(
-    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt(monkeypatch, SupernetTraining, at_call=1)
-    refused = slimformer("run", copied, "--set", "train.epochs=1").mistake
-    assert "train.epochs (2 there, 1 here)" in refused
-    outcome = slimformer("run", copied, "--set", "train.epochs=1", "--redo", "--until", "retrain")
-    assert outcome.code == 0, outcome.err
-    assert skipped(outcome) == ["supernet", "table", "search"]
-    outcome = slimformer("run", copied, "--set", "search.budgets_of_largest=[0.71]", "--redo", "--until", "search")
-    assert outcome.code == 0, outcome.err
-    assert skipped(outcome) == ["supernet", "table"]
-    assert len(found(copied).models) == 3
-
-
-def test_models_of_an_earlier_recipe_are_not_taken_for_this_ones(
-    finished: Path, copied: Path, slimformer: Slimformer
-) -> None:
-    # a net that was once slimmed on, and is now found at once: its old weights lie in another folder
-    name = found(copied).models[0].job.name
-    stale = copied / "again" / "2" / name
-    shutil.copytree(copied / "models" / name, stale)
-    assert slimformer("retrain", copied, "--set", "train.epochs=1", "--redo").code == 0
-    assert (copied / "models" / name / "retrain.safetensors").read_bytes() != (
-        finished / "models" / name / "retrain.safetensors"
-    ).read_bytes()
-    rows = list(csv.reader(io.StringIO((copied / "models" / name / "retrain-metrics.csv").read_text())))
-    assert len(rows) == 2  # a header and one epoch
-
-
-def disturb(monkeypatch: pytest.MonkeyPatch, name: str, device: Any, *, calls: int) -> list[int]:
-    """Make the virtual device half as fast during the first calls of a function; counts all of them."""
-    module, _, function = name.rpartition(".")
-    original, count = vars(importlib.import_module(module))[function], [0]
-
-    def disturbed(*words: Any, **options: Any) -> Any:
-        count[0] += 1
-        device.slowdown = 2.0 if count[0] <= calls else 1.0
-        try:
-            return original(*words, **options)
-        finally:
-            device.slowdown = 1.0
-
-    monkeypatch.setattr(name, disturbed)
-    return count
-
-
 @pytest.mark.parametrize(("disturbed", "audits"), [(0, 1), (1, 2), (2, 3), (9, 3)])
 def test_a_table_that_whole_nets_contradict_is_measured_again_and_the_best_is_kept(
     finished: Path,
     copied: Path,
     slimformer: Slimformer,
-    contents: Contents,
+    repeatable: Contents,
     device: Any,
     monkeypatch: pytest.MonkeyPatch,
     disturbed: int,
@@ -379,7 +155,7 @@ def test_a_table_that_whole_nets_contradict_is_measured_again_and_the_best_is_ke
     assert outcome.code == 0, outcome.err
     assert count[0] == audits
     assert outcome.out.count("measuring again") == audits - 1
-    first, again = repeatable(contents(finished)), repeatable(contents(copied))
+    first, again = repeatable(finished), repeatable(copied)
     changed = [name for name in first if first[name] != again[name]]
     assert changed == (["latency-audit.json"] if disturbed == 9 else [])
 
