@@ -76,7 +76,7 @@ class EvaluateConfig(Record):
 
     batch_size: Positive = 256
     parity_images: Positive = 16
-    latency_rounds: Positive = 30
+    latency_rounds: Positive = 100
 
 
 class Experiment(Record):
