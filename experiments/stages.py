@@ -206,8 +206,8 @@ def retrain_stage(run: Run) -> list[Path]:
     models = found(run.path).models
     first = {model.digest: model.job for model in reversed(models)}  # of those who ask for the same architecture
     left = [job for job in first.values() if not trained_files(run.path / "models" / job.name)[0].exists()]
-    processes = min(run.processes, len(left))
-    if processes > 1:
+    processes = min(run.processes, len(first))  # whatever is left, so that each always has the same share of threads
+    if processes > 1 and left:
         largest_first = sorted(left, key=lambda job: -cost(found_architecture(run, job)).macs)  # none is left for last
         retrain_at_once(run, largest_first, processes=processes)
     paths = []

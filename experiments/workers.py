@@ -45,8 +45,9 @@ class Report:
 def retrain_at_once(run: Run, jobs: Sequence[Job], *, processes: int) -> None:
     """Train the architectures found for these jobs, which must differ, so many at a time.
 
-    Raises `UserError` for a mistake in one of them, or a process that was killed; the others are then stopped. What
-    was stopped goes on from its checkpoint, with the same result.
+    The number of processes decides the threads of each, and with them the last digits of every result. Raises
+    `UserError` for a mistake in one of them, or a process that was killed; the others are then stopped. What was
+    stopped goes on from its checkpoint, with the same result.
     """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     waiting: SimpleQueue[Job | None] = context.SimpleQueue()
@@ -55,7 +56,7 @@ def retrain_at_once(run: Run, jobs: Sequence[Job], *, processes: int) -> None:
         waiting.put(job)
     experiment = run.experiment.model_copy(update={"threads": max(1, run.threads // processes)})
     words = (experiment, run.path, run.plugins, waiting, reports)
-    workers = [context.Process(target=_work, args=words) for _ in range(processes)]
+    workers = [context.Process(target=_work, args=words) for _ in range(min(processes, len(jobs)))]
     try:
         for worker in workers:
             worker.start()

@@ -205,6 +205,8 @@ class Head(Record):
     `norm: layer_norm` normalises every token, as EfficientFormer does; `identity` leaves the norm out.
     """
 
+    added_later: ClassVar[frozenset[str]] = frozenset({"norm"})
+
     num_classes: Positive
     distillation: bool = False
     norm: Literal["layer_norm", "identity"] = "layer_norm"

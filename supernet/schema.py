@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,7 +25,13 @@ class UserError(ValueError):
 
 
 class Record(BaseModel):
-    """A frozen pydantic model that refuses unknown keys and does not coerce types."""
+    """A frozen pydantic model that refuses unknown keys and does not coerce types.
+
+    `added_later` names fields that are younger than files of this record: at its default such a field is left out of
+    the digest, so that what was written before it keeps its identity.
+    """
+
+    added_later: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -148,8 +154,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def digest(value: Record) -> str:
     """The first 16 hex digits of the sha256 over the record's canonical JSON: its identity."""
-    canonical = json.dumps(value.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    data = value.model_dump(mode="json")
+    _leave_out_later_defaults(value, data)
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _leave_out_later_defaults(value: object, data: Any) -> None:
+    """Remove from a value's plain data, in place, the fields that `Record.added_later` means."""
+    if isinstance(value, Record) and isinstance(data, dict):
+        fields = type(value).model_fields
+        for name in value.added_later & data.keys():
+            if getattr(value, name) == fields[name].default:
+                del data[name]
+        for name in fields.keys() & data.keys():
+            _leave_out_later_defaults(getattr(value, name), data[name])
+    elif isinstance(value, tuple):
+        for item, its in zip(value, data, strict=True):
+            _leave_out_later_defaults(item, its)
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -62,6 +62,8 @@ class StemSpace(Record):
 
 class SpaceShape(Record):
     """A search space without what the data decide (input channels, resolution, classes)."""
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"head_norm"})
 
     granularity: Positive = 16
     stem: StemSpace = StemSpace()

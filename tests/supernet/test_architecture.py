@@ -98,6 +98,8 @@ def another(place: tuple[str | int, ...]) -> Any:
             return changed(place, "gelu")
         case "gelu":
             return changed(place, "relu")
+        case "layer_norm":
+            return changed(place, "identity")
         case None:
             return changed(place, {"stride": 1})
     raise AssertionError(f"no other value known for {place}: {value!r}")

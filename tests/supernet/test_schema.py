@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -212,3 +212,32 @@ def test_a_write_makes_its_folder_and_leaves_nothing_else_behind(tmp_path: Path)
     write_atomically(tmp_path / "new" / "file.bin", b"\x00\x01")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
     assert (tmp_path / "new" / "file.bin").read_bytes() == b"\x00\x01"
+
+
+class Older(Record):
+    size: int = 1
+
+
+class Younger(Older):
+    added_later: ClassVar[frozenset[str]] = frozenset({"colour"})
+
+    colour: str = "grey"
+
+
+class Holder(Record):
+    parts: tuple[Older, ...] = ()
+    part: Older | None = None
+
+
+class YoungerHolder(Record):
+    parts: tuple[Younger, ...] = ()
+    part: Younger | None = None
+
+
+def test_a_field_that_was_added_later_leaves_digests_alone_at_its_default_and_changes_them_otherwise() -> None:
+    assert digest(Younger()) == digest(Older())
+    assert digest(Younger(colour="red")) != digest(Older())
+    young = YoungerHolder(parts=(Younger(size=2), Younger()), part=Younger())
+    assert digest(young) == digest(Holder(parts=(Older(size=2), Older()), part=Older()))
+    assert digest(young) != digest(young.model_copy(update={"parts": (Younger(size=2), Younger(colour="red"))}))
+    assert digest(YoungerHolder()) == digest(Holder())
