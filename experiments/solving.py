@@ -20,7 +20,8 @@ from supernet import Architecture
 from supernet.schema import load
 from train.randomness import generator_for
 
-FIRST_PAUSE_SECONDS, PAUSES = 0.5, 5
+FIRST_PAUSE_SECONDS = 0.5
+PAUSES = 5  # 15.5 s
 
 
 class Solver:
@@ -96,7 +97,7 @@ class Solver:
         def measure_ms(architecture: Architecture) -> float:
             what, predicted_ms = f"measuring {job.name}", self.run.table.latency_ms(architecture)
             return least_disturbed(
-                lambda: self.run.measure([architecture], what=what)[0], enough_ms=1.1 * predicted_ms
+                lambda: self.run.measure([architecture], what=what)[0], enough_ms=1.1 * predicted_ms, pauses=PAUSES
             ).median_ms
 
         return deliver(
@@ -109,14 +110,16 @@ class Solver:
         )
 
 
-def least_disturbed(measure: Callable[[], Timing], *, enough_ms: float, first: Timing | None = None) -> Timing:
+def least_disturbed(
+    measure: Callable[[], Timing], *, enough_ms: float, pauses: int, first: Timing | None = None
+) -> Timing:
     """The fastest of some measurements; one whose median is not above `enough_ms` ends them.
 
     Other programs only ever make a net slower, so the smallest median is the least disturbed. A measurement of a small
     net is over in milliseconds, so the pauses between them, each twice as long, are what outlasts a disturbance.
     """
     fastest, seconds = first or measure(), FIRST_PAUSE_SECONDS
-    for _ in range(PAUSES):
+    for _ in range(pauses):
         if fastest.median_ms <= enough_ms:
             break
         time.sleep(seconds)
