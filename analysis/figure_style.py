@@ -42,8 +42,8 @@ PALETTE: dict[str, tuple[str, str]] = {
 }
 _METHODS = {"search": ("blue", "o"), "uniform": ("vermillion", "s"), "random": ("grey", "D")}
 _OTHER_METHODS = (("green", "^"), ("purple", "v"), ("orange", "P"), ("sky", "X"))
-_BLOCKS = {"identity": "paper", "mb4d": "sky", "mb3d": "orange", "separable_conv": "green"}
-_OTHER_BLOCKS = ("purple", "yellow", "blue", "vermillion")
+_BLOCKS = {"identity": "paper", "mb4d": "sky", "mb3d": "orange", "separable_conv": "green", "conv": "purple"}
+_OTHER_BLOCKS = ("yellow", "blue", "vermillion")
 _ACTIONS = {"skip_path": "ink", "drop_first_3d": "orange", "narrow_stage": "purple"}
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 

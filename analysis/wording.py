@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from analysis.files import ActionRecord, ModelRecord
 
 _METHOD_NAMES = {"search": "search", "uniform": "uniform scaling", "random": "random"}
-_BLOCK_NAMES = {"mb4d": "MB4D", "mb3d": "MB3D", "separable_conv": "separable conv", "identity": "Identity"}
+_BLOCK_NAMES = {
+    "mb4d": "MB4D",
+    "mb3d": "MB3D",
+    "separable_conv": "separable conv",
+    "conv": "conv",
+    "identity": "Identity",
+}
 
 
 def ms_text(value_ms: float) -> str:

@@ -136,6 +136,20 @@ class SeparableConv(Block):
     layer_scale: LayerScale = 1.0
 
 
+class Conv(Block):
+    """A 4D block whose token mixer is a dense convolution, batch-normed and activated.
+
+    On small images it learns more per second of training than pooling or a separable convolution does
+    (experiments/LOG.md), and it folds into one convolution and one activation at inference.
+    """
+
+    type: Literal["conv"] = "conv"
+    kernel: OddKernel = 3
+    mlp_channels: Positive
+    activation: Literal["gelu", "relu"] = "gelu"
+    layer_scale: LayerScale = 1.0
+
+
 def register_block_type(block: type[Block]) -> None:
     """Make a `Block` subclass readable from files by its `type`. Raises `ValueError` if the name is taken."""
     default = block.model_fields["type"].default

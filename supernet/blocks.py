@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from supernet.activations import Activation, activation_module
-from supernet.architecture import MB3D, MB4D, Block, BlockT, Identity, SeparableConv, register_block_type
-from supernet.mixers import OffsetAttention, PoolMixer, SeparableConvMixer
+from supernet.architecture import MB3D, MB4D, Block, BlockT, Conv, Identity, SeparableConv, register_block_type
+from supernet.mixers import ConvMixer, OffsetAttention, PoolMixer, SeparableConvMixer
 
 
 class BlockBuilder(Protocol):
@@ -175,6 +175,21 @@ class SeparableConvModule(MapBlock):
     def __init__(self, block: SeparableConv, *, width_channels: int, grid: tuple[int, int], drop_path: float) -> None:
         super().__init__(
             SeparableConvMixer(width_channels, block.mixer_channels, kernel=block.kernel, activation=block.activation),
+            width_channels=width_channels,
+            mlp_channels=block.mlp_channels,
+            layer_scale=block.layer_scale,
+            drop_path=drop_path,
+            activation=block.activation,
+        )
+
+
+@register_block(Conv)
+class ConvModule(MapBlock):
+    """MB4D with a dense convolution in the place of pooling."""
+
+    def __init__(self, block: Conv, *, width_channels: int, grid: tuple[int, int], drop_path: float) -> None:
+        super().__init__(
+            ConvMixer(width_channels, kernel=block.kernel, activation=block.activation),
             width_channels=width_channels,
             mlp_channels=block.mlp_channels,
             layer_scale=block.layer_scale,

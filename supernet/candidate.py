@@ -60,4 +60,5 @@ _DEFAULT_OPTIONS: dict[str, dict[str, int | float | str | bool]] = {
     "mb4d": {"mlp_ratio": 4},
     "mb3d": {"mlp_ratio": 4},
     "separable_conv": {"mixer_ratio": 2, "mlp_ratio": 4},
+    "conv": {"mlp_ratio": 4},
 }

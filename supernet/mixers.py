@@ -45,6 +45,20 @@ class SeparableConvMixer(nn.Module):
         return self.norm3(self.pwconv2(self.norm2(self.dwconv(x))))  # type: ignore[no-any-return]
 
 
+class ConvMixer(nn.Module):
+    """A dense convolution, batch norm and activation."""
+
+    def __init__(self, width_channels: int, *, kernel: int, activation: Activation) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width_channels, width_channels, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(width_channels)
+        self.act = activation_module(activation)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        return self.act(self.norm(self.conv(x_BCHW)))  # type: ignore[no-any-return]
+
+
 class OffsetAttention(nn.Module):
     """Multi-head attention with a learned bias for every absolute offset (|dy|, |dx|) on the grid (LeViT's).
 

@@ -56,9 +56,9 @@ def test_a_method_keeps_its_colour_whatever_is_shown_beside_it() -> None:
 
 
 def test_identity_is_hollow_and_other_blocks_differ() -> None:
-    colours = block_colours(["identity", "mine", "mb3d", "mb4d", "yours", "separable_conv"])
+    colours = block_colours(["identity", "mine", "mb3d", "mb4d", "yours", "separable_conv", "conv"])
     assert colours["identity"] == "paper"
-    assert len(set(colours.values())) == len(colours) == 6
+    assert len(set(colours.values())) == len(colours) == 7
     assert list(colours)[-1] == "identity"
 
 

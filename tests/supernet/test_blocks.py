@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.architecture import MB3D, MB4D, Block, Identity, SeparableConv, register_block_type
+from supernet.architecture import MB3D, MB4D, Block, Conv, Identity, SeparableConv, register_block_type
 from supernet.blocks import DropPath, build_block
 from supernet.candidate import Candidate
 from supernet.mixers import OffsetAttention, PoolMixer
@@ -82,6 +82,21 @@ def test_separable_conv_is_its_formula(randomized: Randomized) -> None:
     y = normed(F.conv2d(y, mixer.pwconv2.weight), mixer.norm3)
     mixed = x + module.ls1.gamma[:, None, None] * y
     close(module(x), mixed + module.ls2.gamma[:, None, None] * module.mlp(mixed))
+
+
+@pytest.mark.parametrize(("activation", "function"), [("gelu", F.gelu), ("relu", F.relu)])
+def test_conv_is_its_formula(
+    activation: Literal["gelu", "relu"], function: Callable[[Tensor], Tensor], randomized: Randomized
+) -> None:
+    block = Conv(mlp_channels=12, kernel=5, activation=activation, layer_scale=0.5)
+    module: Any = randomized(build_block(block, width_channels=8, grid=(5, 6))).eval()
+    mixer, mlp, x = module.token_mixer, module.mlp, tensor(2, 8, 5, 6)
+    mixed = x + module.ls1.gamma[:, None, None] * function(
+        normed(F.conv2d(x, mixer.conv.weight, padding=2), mixer.norm)
+    )
+    hidden = function(normed(F.conv2d(mixed, mlp.fc1.weight, mlp.fc1.bias), mlp.norm1))
+    out = normed(F.conv2d(hidden, mlp.fc2.weight, mlp.fc2.bias), mlp.norm2)
+    close(module(x), mixed + module.ls2.gamma[:, None, None] * out)
 
 
 @pytest.mark.parametrize("grid", [(2, 5), (5, 2), (3, 3), (1, 4)])

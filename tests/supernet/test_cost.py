@@ -5,14 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from supernet.architecture import MB3D, MB4D, Architecture, Downsampling, Head, Identity, SeparableConv, Stage, Stem
+from supernet.architecture import (
+    MB3D,
+    MB4D,
+    Architecture,
+    Conv,
+    Downsampling,
+    Head,
+    Identity,
+    SeparableConv,
+    Stage,
+    Stem,
+)
 from supernet.cost import cost
 from supernet.metaformer import MetaFormer
 from supernet.model_zoo import published_architecture
 from supernet.space import SearchSpace
 
 
-def net(*blocks: MB4D | MB3D | SeparableConv | Identity) -> Architecture:
+def net(*blocks: MB4D | MB3D | SeparableConv | Conv | Identity) -> Architecture:
     """A stem to 8 channels at 8x6, a downsampling to 16 channels at 4x3 with these blocks, 5 classes."""
     return Architecture(
         in_channels=3,
@@ -46,6 +57,11 @@ def test_stem_downsampling_and_head_are_counted_exactly() -> None:
             2 * 16 * 24 + 24 * 9 + 2 * (24 + 24 + 16) + 2 * 16 * 20 + 36 + 2 * 36 + 2 * 16,
         ),
         (
+            Conv(mlp_channels=20, kernel=3),
+            12 * (16 * 16 * 9 + 2 * 16 * 20),
+            16 * 16 * 9 + 2 * 16 + 2 * 16 * 20 + 36 + 2 * 36 + 2 * 16,
+        ),
+        (
             MB3D(heads=2, key_channels=4, value_channels=6, mlp_channels=20),
             12 * 16 * 2 * 14 + 2 * 12 * 12 * (4 + 6) + 12 * 12 * 16 + 12 * 2 * 16 * 20,
             (16 * 28 + 28) + (12 * 16 + 16) + 2 * 12 + 2 * 16 * 20 + 36 + 4 * 16 + 2 * 16,
@@ -54,7 +70,9 @@ def test_stem_downsampling_and_head_are_counted_exactly() -> None:
     ],
     ids=lambda value: value.type if hasattr(value, "type") else "",
 )
-def test_a_block_is_counted_exactly(block: MB4D | MB3D | SeparableConv | Identity, macs: int, parameters: int) -> None:
+def test_a_block_is_counted_exactly(
+    block: MB4D | MB3D | SeparableConv | Conv | Identity, macs: int, parameters: int
+) -> None:
     with_block = cost(net(block))
     assert with_block.macs - BARE.macs == macs
     assert with_block.parameters - BARE.parameters == parameters

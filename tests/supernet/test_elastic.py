@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.architecture import MB3D, MB4D, Block, SeparableConv
+from supernet.architecture import MB3D, MB4D, Block, Conv, SeparableConv
 from supernet.blocks import build_block
 from supernet.elastic import Elastic, leading
 
@@ -20,6 +20,7 @@ def ratio_block(kind: type[Block]) -> Callable[[int], nn.Module]:
     options: dict[type[Block], dict[str, Any]] = {
         MB4D: {"mlp_ratio": 2, "layer_scale": 0.5},
         SeparableConv: {"mixer_ratio": 2, "mlp_ratio": 2, "layer_scale": 0.5},
+        Conv: {"mlp_ratio": 2, "layer_scale": 0.5},
         MB3D: {"mlp_ratio": 2, "heads": 2, "key_channels": 4, "value_channels": 4, "layer_scale": 0.5},
     }
 
@@ -36,7 +37,7 @@ def inputs(kind: type[Block], width: int) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-@pytest.mark.parametrize("kind", [MB4D, MB3D, SeparableConv])
+@pytest.mark.parametrize("kind", [MB4D, MB3D, SeparableConv, Conv])
 @pytest.mark.parametrize("training", [False, True])
 def test_a_narrow_call_equals_the_narrow_module_with_the_leading_channels(
     kind: type[Block], training: bool, randomized: Randomized
