@@ -193,7 +193,8 @@ def test_every_file_that_the_documents_name_exists() -> None:
         text = (ROOT / name).read_text()
         linked = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
         folder = (ROOT / name).parent
-        assert [link for link in linked if not (folder / link).exists()] == [], name
+        headings = {"#" + heading.lower().replace(" ", "-") for heading in re.findall(r"(?m)^#+ (.+)$", text)}
+        assert [link for link in linked if link not in headings and not (folder / link).exists()] == [], name
         quoted = [word for word in re.findall(r"`([\w./-]+)`", text) if word.split("/")[0] in PLACES and "/" in word]
         quoted += re.findall(r"\bexperiments/\w+\.yaml\b", text)
         assert [word for word in quoted if not (ROOT / word.removesuffix("NAME/")).exists()] == [], name
