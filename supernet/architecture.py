@@ -181,23 +181,35 @@ def _by_type(value: object, handler: ValidatorFunctionWrapHandler) -> Block:
 
 AnyBlock = Annotated[SerializeAsAny[Block], WrapValidator(_by_type)]
 
+Pooling = Literal["none", "max"]
+
 
 class Stem(Record):
     """Two 3x3 convolutions with batch norm and activation; the first has half of the width by default.
 
-    `strides` (2, 2) is the published stem (output stride 4); (1, 2) and (1, 1) keep small images large.
+    `strides` (2, 2) is the published stem (output stride 4); (1, 2) and (1, 1) keep small images large. With `pooling:
+    max` the convolutions keep the size, and the maximum of every stride x stride pixels follows the activation.
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"pooling"})
 
     width_channels: Positive
     hidden_channels: Positive
     strides: tuple[Positive, Positive] = (2, 2)
     activation: Literal["relu", "gelu"] = "relu"
+    pooling: Pooling = "none"
 
 
 class Downsampling(Record):
-    """A 3x3 convolution with bias and batch norm, without activation, that opens a stage."""
+    """A 3x3 convolution with bias and batch norm, without activation, that opens a stage.
+
+    With `pooling: max` the convolution keeps the size; ReLU and the maximum of every stride x stride pixels follow.
+    """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"pooling"})
 
     stride: Positive = 2
+    pooling: Pooling = "none"
 
 
 class Stage(Record):

@@ -20,6 +20,7 @@ from supernet.architecture import (
     Block,
     Downsampling,
     Head,
+    Pooling,
     Positive,
     Stage,
     Stem,
@@ -56,18 +57,22 @@ class StageSpace(Record):
 class StemSpace(Record):
     """What is fixed about the stem; its width is the first stage's, its first convolution has half of that."""
 
+    added_later: ClassVar[frozenset[str]] = frozenset({"pooling"})
+
     strides: tuple[Positive, Positive] = (2, 2)
     activation: Literal["relu", "gelu"] = "relu"
+    pooling: Pooling = "none"
 
 
 class SpaceShape(Record):
     """A search space without what the data decide (input channels, resolution, classes)."""
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"head_norm"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"head_norm", "downsampling_pooling"})
 
     granularity: Positive = 16
     stem: StemSpace = StemSpace()
     downsampling_stride: Positive = 2
+    downsampling_pooling: Pooling = "none"
     stages: Annotated[tuple[StageSpace, ...], Field(min_length=1)]
     distillation_head: bool = False
     head_norm: Literal["layer_norm", "identity"] = "layer_norm"
@@ -125,6 +130,21 @@ class SearchSpace(SpaceShape):
             (number, block) for number, stage in enumerate(self.stages, start=1) for block in range(1, stage.depth + 1)
         )
 
+    def stem_at(self, width_channels: int) -> Stem:
+        """The stem of a first stage of this width."""
+        return Stem(
+            width_channels=width_channels,
+            hidden_channels=width_channels // 2,
+            strides=self.stem.strides,
+            activation=self.stem.activation,
+            pooling=self.stem.pooling,
+        )
+
+    @property
+    def downsampling(self) -> Downsampling:
+        """What opens every stage but the first."""
+        return Downsampling(stride=self.downsampling_stride, pooling=self.downsampling_pooling)
+
     @property
     def head(self) -> Head:
         """The head, which is the same for every architecture of the space."""
@@ -144,21 +164,15 @@ class SearchSpace(SpaceShape):
         stages = tuple(
             Stage(
                 width_channels=width,
-                downsampling=Downsampling(stride=self.downsampling_stride) if number else None,
+                downsampling=self.downsampling if number else None,
                 blocks=tuple(candidate.block(width) for candidate in chosen),
             )
             for number, (width, chosen) in enumerate(zip(widths, choices, strict=True))
         )
-        stem = Stem(
-            width_channels=widths[0],
-            hidden_channels=widths[0] // 2,
-            strides=self.stem.strides,
-            activation=self.stem.activation,
-        )
         architecture = Architecture(
             in_channels=self.in_channels,
             resolution_px=self.resolution_px,
-            stem=stem,
+            stem=self.stem_at(widths[0]),
             stages=stages,
             head=self.head,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from supernet.activations import activation_module
-from supernet.architecture import Downsampling, Head, Stem
+from supernet.architecture import Downsampling, Head, Pooling, Stem
 
 
 class StemModule(nn.Module):
@@ -15,31 +15,41 @@ class StemModule(nn.Module):
 
     def __init__(self, stem: Stem, *, in_channels: int) -> None:
         super().__init__()
-        first, second = stem.strides
+        first, second = stem.strides if stem.pooling == "none" else (1, 1)
         self.conv1 = nn.Conv2d(in_channels, stem.hidden_channels, 3, stride=first, padding=1)
         self.norm1 = nn.BatchNorm2d(stem.hidden_channels)
         self.act1 = activation_module(stem.activation)
+        self.pool1 = _pool(stem.strides[0], stem.pooling)
         self.conv2 = nn.Conv2d(stem.hidden_channels, stem.width_channels, 3, stride=second, padding=1)
         self.norm2 = nn.BatchNorm2d(stem.width_channels)
         self.act2 = activation_module(stem.activation)
+        self.pool2 = _pool(stem.strides[1], stem.pooling)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Images B,C,H,W to a map of the first stage's width."""
-        x = self.act1(self.norm1(self.conv1(images_BCHW)))
-        return self.act2(self.norm2(self.conv2(x)))  # type: ignore[no-any-return]
+        x = self.pool1(self.act1(self.norm1(self.conv1(images_BCHW))))
+        return self.pool2(self.act2(self.norm2(self.conv2(x))))  # type: ignore[no-any-return]
 
 
 class DownsamplingModule(nn.Module):
-    """A strided 3x3 convolution with bias and batch norm, without activation."""
+    """A strided 3x3 convolution with bias and batch norm; or one that keeps the size, with ReLU and a maximum after."""
 
     def __init__(self, downsampling: Downsampling, *, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=downsampling.stride, padding=1)
+        pooled = downsampling.pooling == "max"
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=1 if pooled else downsampling.stride, padding=1)
         self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU() if pooled else nn.Identity()
+        self.pool = _pool(downsampling.stride, downsampling.pooling)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C',H/s,W/s (rounded up)."""
-        return self.norm(self.conv(x_BCHW))  # type: ignore[no-any-return]
+        return self.pool(self.act(self.norm(self.conv(x_BCHW))))  # type: ignore[no-any-return]
+
+
+def _pool(stride: int, pooling: Pooling) -> nn.Module:
+    """The maximum of every stride x stride pixels; at the far edges of an odd size, of those that are there."""
+    return nn.Identity() if pooling == "none" or stride == 1 else nn.MaxPool2d(stride, ceil_mode=True)
 
 
 class HeadModule(nn.Module):

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from supernet.architecture import Architecture, Downsampling, Stem
+from supernet.architecture import Architecture, Downsampling
 from supernet.elastic import Elastic
 from supernet.metaformer import to_map, to_tokens
 from supernet.metapath import MetaPath, Noise
@@ -46,13 +46,9 @@ class Supernet(nn.Module):
         self.largest_widths = tuple(space.widths(stage)[-1] for stage in range(1, len(space.stages) + 1))
         self.smallest_widths = tuple(space.widths(stage)[0] for stage in range(1, len(space.stages) + 1))
         largest = space.largest
-        stem = largest.stem
 
         def build_stem(width: int) -> nn.Module:
-            narrow = Stem(
-                width_channels=width, hidden_channels=width // 2, strides=stem.strides, activation=stem.activation
-            )
-            return StemModule(narrow, in_channels=space.in_channels)
+            return StemModule(space.stem_at(width), in_channels=space.in_channels)
 
         self.stem = Elastic(build_stem, self.largest_widths[0])
         self.downsamplings = nn.ModuleList()

@@ -98,6 +98,8 @@ def another(place: tuple[str | int, ...]) -> Any:
             return changed(place, "gelu")
         case "gelu":
             return changed(place, "relu")
+        case "none":
+            return changed(place, "max")
         case "layer_norm":
             return changed(place, "identity")
         case None:

@@ -254,6 +254,8 @@ def test_a_shape_becomes_a_space_with_what_the_data_decide() -> None:
         (("downsampling_stride",), 1),
         (("distillation_head",), True),
         (("head_norm",), "identity"),
+        (("downsampling_pooling",), "max"),
+        (("stem",), {"pooling": "max"}),
         (("stages", 0, "depth"), 3),
         (("stages", 0, "width_channels", "largest"), 32),
         (("stages", 0, "width_channels", "smallest"), 32),
