@@ -110,7 +110,7 @@ def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
 def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) -> ExportedModel:
     """The record of a model within its budget; if need be of a smaller one, trained and measured in its place."""
     job, tries, predicted_ms = model.job, 1, model.predicted_ms
-    timing = _undisturbed(run, job, timing)
+    timing, measurements = _undisturbed(run, job, timing)
     while timing.median_ms > job.budget_ms and tries < MOST_TRIES:
         run.screen.line(f"  {job.name}: measures {timing.median_ms:.3f} ms, over its budget; slimming on")
         ratio = timing.median_ms / predicted_ms
@@ -126,18 +126,18 @@ def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) 
         with run.screen.bar(f"training {job.name} again") as advance:
             retrain_model(run, delivery.architecture, job, progress=advance, into=directory)
         _export(run, job, run.path / directory / job.name)
-        timing = _undisturbed(run, job, _measure(run, [job])[job.name])
-    return _record(run, job, timing, predicted_ms=predicted_ms, tries=tries)
+        timing, measurements = _undisturbed(run, job, _measure(run, [job])[job.name])
+    return _record(run, job, timing, predicted_ms=predicted_ms, tries=tries, measurements=measurements)
 
 
-def _undisturbed(run: Run, job: Job, timing: Timing) -> Timing:
-    """A timing over the budget is taken again, after pauses."""
+def _undisturbed(run: Run, job: Job, timing: Timing) -> tuple[Timing, int]:
+    """A timing over the budget is taken again, after pauses: the fastest, and how many there were."""
     return least_disturbed(
         lambda: _measure(run, [job])[job.name], enough_ms=job.budget_ms, pauses=PATIENT_PAUSES, first=timing
     )
 
 
-def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: int) -> ExportedModel:
+def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: int, measurements: int) -> ExportedModel:
     folder = run.path / "delivered" / job.name
     architecture = Architecture.load(folder / "architecture.yaml")
     model = _trained(architecture, folder / "model.safetensors")
@@ -154,6 +154,7 @@ def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: i
         measured_p90_ms=timing.p90_ms,
         within_budget=timing.median_ms <= job.budget_ms,
         tries=tries,
+        measurements=measurements,
         onnx_max_difference=parity.max_abs_difference,
         onnx_max_relative_difference=parity.max_relative,
         parameters=size.parameters,

@@ -52,7 +52,8 @@ class Found(Record):
 class ExportedModel(Record):
     """A trained model, exported and measured: latencies in ms, the ONNX file's largest difference in logits.
 
-    `tries` counts trainings: above 1, the measured latency of an earlier net was over the budget.
+    `tries` counts trainings: above 1, the measured latency of an earlier net was over the budget. `measurements` counts
+    those of this net: above 1, the first was over the budget, and the fastest of all is the one that stands here.
     """
 
     job: Job
@@ -63,6 +64,7 @@ class ExportedModel(Record):
     measured_p90_ms: float
     within_budget: bool
     tries: int
+    measurements: int
     onnx_max_difference: float
     onnx_max_relative_difference: float
     parameters: int

@@ -47,11 +47,9 @@ def run_stage(run: Run, stage: Stage, *, redo: bool) -> None:
     clock = time.monotonic()
     try:
         paths = stage.run(run)
-    except BaseException:
-        spent = begun.seconds + time.monotonic() - clock
-        run.folder.begin(stage.name, begun.model_copy(update={"seconds": spent}))
-        raise
-    seconds = begun.seconds + time.monotonic() - clock
+    finally:
+        seconds = begun.seconds + time.monotonic() - clock
+        run.folder.begin(stage.name, begun.model_copy(update={"seconds": seconds}))
     run.folder.record(
         stage.name,
         StageRecord(

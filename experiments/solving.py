@@ -96,9 +96,10 @@ class Solver:
 
         def measure_ms(architecture: Architecture) -> float:
             what, predicted_ms = f"measuring {job.name}", self.run.table.latency_ms(architecture)
-            return least_disturbed(
+            timing, _ = least_disturbed(
                 lambda: self.run.measure([architecture], what=what)[0], enough_ms=1.1 * predicted_ms, pauses=PAUSES
-            ).median_ms
+            )
+            return timing.median_ms
 
         return deliver(
             budget_ms=job.budget_ms,
@@ -112,20 +113,18 @@ class Solver:
 
 def least_disturbed(
     measure: Callable[[], Timing], *, enough_ms: float, pauses: int, first: Timing | None = None
-) -> Timing:
-    """The fastest of some measurements; one whose median is not above `enough_ms` ends them.
+) -> tuple[Timing, int]:
+    """The fastest of some measurements, and their number; one whose median is not above `enough_ms` ends them.
 
     Other programs only ever make a net slower, so the smallest median is the least disturbed. A measurement of a small
     net is over in milliseconds, so the pauses between them, each twice as long, are what outlasts a disturbance.
     """
-    fastest, seconds = first or measure(), FIRST_PAUSE_SECONDS
-    for _ in range(pauses):
-        if fastest.median_ms <= enough_ms:
-            break
-        time.sleep(seconds)
-        seconds *= 2
+    fastest, taken = first or measure(), 1
+    while fastest.median_ms > enough_ms and taken <= pauses:
+        time.sleep(FIRST_PAUSE_SECONDS * 2 ** (taken - 1))
         fastest = min(fastest, measure(), key=lambda timing: timing.median_ms)
-    return fastest
+        taken += 1
+    return fastest, taken
 
 
 def architecture_path(folder: Path, job: Job) -> Path:

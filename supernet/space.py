@@ -55,7 +55,10 @@ class StageSpace(Record):
 
 
 class StemSpace(Record):
-    """What is fixed about the stem; its width is the first stage's, its first convolution has half of that."""
+    """What is fixed about the stem; its width is the first stage's, its first convolution has half of that.
+
+    `pooling` is `Stem`'s.
+    """
 
     added_later: ClassVar[frozenset[str]] = frozenset({"pooling"})
 
@@ -65,7 +68,10 @@ class StemSpace(Record):
 
 
 class SpaceShape(Record):
-    """A search space without what the data decide (input channels, resolution, classes)."""
+    """A search space without what the data decide (input channels, resolution, classes).
+
+    `downsampling_pooling` is `Downsampling`'s, `head_norm` is `Head`'s.
+    """
 
     added_later: ClassVar[frozenset[str]] = frozenset({"head_norm", "downsampling_pooling"})
 

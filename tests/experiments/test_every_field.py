@@ -86,6 +86,18 @@ AUGMENTATION: dict[str, Shown] = {
     "randaugment": here("test_randaugment_changes_images_that_stream"),
 }
 
+OPTIMIZATION = (  # what the supernet's training and retraining have in common
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "warmup_epochs",
+    "min_learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "gradient_clip_norm",
+    "precision",
+)
+
 FIELDS: dict[str, Shown | Ran] = {
     "schema_version": Shown(
         "tests.experiments.test_experiment",
@@ -125,15 +137,7 @@ FIELDS: dict[str, Shown | Ran] = {
     **{
         f"supernet.{name}": Shown(SUPERNET, "test_every_field_changes_the_training", name)
         for name in (
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "warmup_epochs",
-            "min_learning_rate",
-            "weight_decay",
-            "label_smoothing",
-            "gradient_clip_norm",
-            "precision",
+            *OPTIMIZATION,
             "mixing",
             "noise",
             "temperature.end",
@@ -167,15 +171,7 @@ FIELDS: dict[str, Shown | Ran] = {
     **{
         f"train.{name}": Shown(RETRAINING, "test_every_field_of_the_recipe_changes_the_weights", name)
         for name in (
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "warmup_epochs",
-            "min_learning_rate",
-            "weight_decay",
-            "label_smoothing",
-            "gradient_clip_norm",
-            "precision",
+            *OPTIMIZATION,
             "ema_decay",
             "drop_path_rate",
         )

@@ -39,15 +39,16 @@ def test_the_least_disturbed_measurement_counts_and_one_below_what_is_enough_end
     left, paused = list(measured), list[float]()
     monkeypatch.setattr("experiments.solving.FIRST_PAUSE_SECONDS", 0.5)
     monkeypatch.setattr("experiments.solving.time.sleep", paused.append)
-    timing = least_disturbed(lambda: Timing(samples_ms=(left.pop(0),), runs=1), enough_ms=1.1, pauses=5)
+    timing, taken = least_disturbed(lambda: Timing(samples_ms=(left.pop(0),), runs=1), enough_ms=1.1, pauses=5)
     assert timing.median_ms == expected
+    assert taken == 1 + len(pauses)
     assert paused == pauses
     assert len(measured) - len(left) == 1 + len(pauses)
 
 
 def test_a_first_measurement_that_is_fast_enough_is_not_repeated() -> None:
     first = Timing(samples_ms=(1.0,), runs=1)
-    assert least_disturbed(lambda: pytest.fail("measured again"), enough_ms=1.1, pauses=5, first=first) is first
+    assert least_disturbed(lambda: pytest.fail("measured again"), enough_ms=1.1, pauses=5, first=first) == (first, 1)
 
 
 def test_budgets_share_one_trajectory_that_is_made_as_long_as_needed(run: Run) -> None:

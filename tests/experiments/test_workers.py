@@ -52,12 +52,12 @@ def test_so_many_models_are_retrained_at_once(
     assert at_once == [2]
 
 
-@pytest.mark.parametrize(("setting", "expected"), [("threads=1", []), ("processes=1", [])])
+@pytest.mark.parametrize("setting", ["threads=1", "processes=1"])
 def test_one_thread_or_one_process_trains_one_model_after_the_other(
-    copied: Path, slimformer: Slimformer, at_once: list[int], setting: str, expected: list[int]
+    copied: Path, slimformer: Slimformer, at_once: list[int], setting: str
 ) -> None:
     assert slimformer("retrain", copied, "--redo", "--set", "threads=2", "--set", setting).code == 0
-    assert at_once == expected
+    assert at_once == []
 
 
 def test_a_loss_that_diverges_in_a_process_ends_the_run_with_its_line(copied: Path, slimformer: Slimformer) -> None:

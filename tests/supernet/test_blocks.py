@@ -22,7 +22,7 @@ def tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def close(one: Tensor, other: Tensor) -> None:
+def assert_close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -50,7 +50,7 @@ def pooled(x_BCHW: Tensor, kernel: int) -> Tensor:
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_pooling_averages_over_what_is_inside_the_image_and_takes_off_its_input(kernel: int) -> None:
     x = tensor(2, 3, 4, 7)
-    close(PoolMixer(kernel)(x), pooled(x, kernel) - x)
+    assert_close(PoolMixer(kernel)(x), pooled(x, kernel) - x)
 
 
 def test_pooling_a_constant_map_gives_exactly_zero_up_to_the_border() -> None:
@@ -64,7 +64,7 @@ def test_mb4d_is_its_formula(randomized: Randomized) -> None:
     mixed = x + module.ls1.gamma[:, None, None] * (pooled(x, 5) - x)
     hidden = F.gelu(normed(F.conv2d(mixed, module.mlp.fc1.weight, module.mlp.fc1.bias), module.mlp.norm1))
     mlp = normed(F.conv2d(hidden, module.mlp.fc2.weight, module.mlp.fc2.bias), module.mlp.norm2)
-    close(module(x), mixed + module.ls2.gamma[:, None, None] * mlp)
+    assert_close(module(x), mixed + module.ls2.gamma[:, None, None] * mlp)
 
 
 def test_mb4d_has_no_norm_before_its_pooling() -> None:
@@ -81,7 +81,7 @@ def test_separable_conv_is_its_formula(randomized: Randomized) -> None:
     y = normed(F.conv2d(y, mixer.dwconv.weight, padding=2, groups=10), mixer.norm2)
     y = normed(F.conv2d(y, mixer.pwconv2.weight), mixer.norm3)
     mixed = x + module.ls1.gamma[:, None, None] * y
-    close(module(x), mixed + module.ls2.gamma[:, None, None] * module.mlp(mixed))
+    assert_close(module(x), mixed + module.ls2.gamma[:, None, None] * module.mlp(mixed))
 
 
 @pytest.mark.parametrize(("activation", "function"), [("gelu", F.gelu), ("relu", F.relu)])
@@ -96,7 +96,7 @@ def test_conv_is_its_formula(
     )
     hidden = function(normed(F.conv2d(mixed, mlp.fc1.weight, mlp.fc1.bias), mlp.norm1))
     out = normed(F.conv2d(hidden, mlp.fc2.weight, mlp.fc2.bias), mlp.norm2)
-    close(module(x), mixed + module.ls2.gamma[:, None, None] * out)
+    assert_close(module(x), mixed + module.ls2.gamma[:, None, None] * out)
 
 
 @pytest.mark.parametrize("grid", [(2, 5), (5, 2), (3, 3), (1, 4)])
@@ -141,7 +141,7 @@ def test_mb3d_is_its_formula(randomized: Randomized, grid: tuple[int, int]) -> N
     normalized = F.layer_norm(x_BNC, (8,), *norms[0])
     mixed = x_BNC + module.ls1.gamma * torch.stack([attended(module.token_mixer, x, grid) for x in normalized])
     hidden = F.gelu(module.mlp.fc1(F.layer_norm(mixed, (8,), *norms[1])))
-    close(module(x_BNC), mixed + module.ls2.gamma * module.mlp.fc2(hidden))
+    assert_close(module(x_BNC), mixed + module.ls2.gamma * module.mlp.fc2(hidden))
 
 
 def test_attention_sees_the_grid_and_not_only_the_order_of_tokens(randomized: Randomized) -> None:
