@@ -40,7 +40,8 @@ benchmark: $(VENV)/installed ## time a supernet's training step against its larg
 
 record: ## keep the small files of a run: make record RUN=runs/cifar10
 	mkdir -p experiments/records/$(notdir $(RUN))
-	cd $(RUN) && tar cf - *.json trajectory.jsonl report.html architectures supernet/*.csv models/*/*.csv \
+	cd $(RUN) && tar cf - *.json trajectory.jsonl report.html architectures delivered/*/*.yaml delivered/*/*.json \
+		supernet/*.csv models/*/*.csv \
 		| tar xf - -C $(CURDIR)/experiments/records/$(notdir $(RUN))
 
 clean: ## remove .venv and every cache; runs/ stays

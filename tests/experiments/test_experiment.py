@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from analysis.run_folder import read_run
 from experiments.experiment import Experiment, differences, load_experiment
 from experiments.models import Found
 from experiments.solving import architecture_path
@@ -193,6 +194,13 @@ def test_differences_are_the_dotted_names_of_the_fields_that_differ(tiny: Callab
 def test_an_experiment_cannot_be_changed(tiny: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_experiment(tiny()).name = "other"
+
+
+def test_every_record_has_what_its_report_is_drawn_from() -> None:
+    records = sorted(path.parent for path in ROOT.glob("experiments/records/*/config.json"))
+    assert records
+    for record in records:
+        assert read_run(record).missing == (), record
 
 
 def test_every_architecture_in_the_records_can_still_be_read_and_has_its_recorded_digest() -> None:
