@@ -92,7 +92,7 @@ def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
     for job in jobs:
         folder = run.path / "delivered" / job.name
         architecture = Architecture.load(folder / "architecture.yaml")
-        shape = (run.experiment.table.batch_size, architecture.in_channels, *architecture.resolution_px)
+        shape = (run.experiment.table.batch_size, *architecture.input_shape)
         if isinstance(run.runtime, OnnxRuntime):
             nets[job.name] = run.runtime.load(folder / "model.onnx", shape)
         else:

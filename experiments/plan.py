@@ -129,7 +129,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
         passes *= max(len(stage.candidates) for stage in space.stages)
     seen = counts.training - held_out
     retrained = train.epochs * (counts.training if train.use_held_out else seen)
-    nets = count_nets(space, copies=experiment.table.copies)
+    nets = count_nets(space, copies=experiment.table.copies) + experiment.table.audit_nets
     steps = len(space.positions) + sum(len(space.widths(n)) for n in range(1, len(space.stages) + 1))
     scored = min(search.score_images or held_out, held_out // 2) + search.refit_images
     forward = medium.seconds / 3  # a step is a forward and a backward pass of about twice its cost

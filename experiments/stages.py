@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from analysis.report import write_report
+from experiments.console import counted
 from experiments.experiment import Experiment
 from experiments.exporting import export_models
 from experiments.models import (
@@ -29,8 +30,7 @@ from experiments.scoring import discretization_gap
 from experiments.solving import Solver, architecture_path
 from experiments.workers import retrain_at_once
 from search.importance import importance_of
-from search.latency_audit import LatencyAudit, audit
-from search.latency_table import LatencyTable
+from search.latency_audit import audit
 from search.slimming import BudgetUnreachable
 from search.table_building import build_table
 from supernet import Architecture, MetaFormer, Supernet, cost
@@ -41,9 +41,6 @@ from train.loop import checkpoint_path, metrics_path
 from train.randomness import generator_for
 from train.supernet_training import NAME as SUPERNET
 from train.supernet_training import train_supernet, weights_path
-
-TABLE_TRIES = 3
-DISTURBED_PERCENT = 10.0  # a table's sums are 2 to 6 % off on a quiet machine; more means that its speed changed
 
 
 @dataclass(frozen=True)
@@ -91,22 +88,22 @@ def train_supernet_stage(run: Run) -> list[Path]:
 
 
 def table_stage(run: Run) -> list[Path]:
-    """Measure the latency table, and audit it on random whole nets; both again if the audit was disturbed."""
+    """Measure the latency table, and the random whole nets that audit it, all interleaved."""
     for stale in run.path.glob("latency-*.json"):
         stale.unlink()
-    nets = _distinct_random(
-        run, run.experiment.table.audit_nets, generator_for(run.experiment.seeds.table, "audit nets")
-    )
-    table, checked = _measured_table(run, nets)
-    for _ in range(TABLE_TRIES - 1):
-        if abs(checked.bias_percent) <= DISTURBED_PERCENT:
-            break
-        run.screen.line(
-            f"  whole nets measured {-checked.bias_percent:+.0f} % against the table: the machine was disturbed by"
-            " other programs, or its speed changed; measuring again"
+    config, seed = run.experiment.table, run.experiment.seeds.table
+    with run.screen.bar("measuring blocks and whole nets") as advance:
+        table, timings = build_table(
+            run.space,
+            run.runtime,
+            batch_size=config.batch_size,
+            rounds=config.rounds,
+            copies=config.copies,
+            seed=seed,
+            whole_nets=_distinct_random(run, config.audit_nets, generator_for(seed, "audit nets")),
+            progress=counted(advance),
         )
-        again = _measured_table(run, nets)
-        table, checked = min((table, checked), again, key=lambda pair: abs(pair[1].bias_percent))
+    checked = audit(table, timings)
     table_path, audit_path = run.path / table.file_name, run.path / "latency-audit.json"
     table.save(table_path)
     checked.save(audit_path)
@@ -117,30 +114,6 @@ def table_stage(run: Run) -> list[Path]:
         + (f", {after:.1f} % after it on nets it was not fitted to" if after is not None else "")
     )
     return [table_path, audit_path]
-
-
-def _measured_table(run: Run, nets: list[Architecture]) -> tuple[LatencyTable, LatencyAudit]:
-    config, seed = run.experiment.table, run.experiment.seeds.table
-    with run.screen.bar("measuring blocks") as advance:
-        table = build_table(
-            run.space,
-            run.runtime,
-            batch_size=config.batch_size,
-            rounds=config.rounds,
-            copies=config.copies,
-            seed=seed,
-            progress=lambda done, total: advance(done, total, {}),
-        )
-    with run.screen.bar("measuring whole nets") as advance:
-        checked = audit(
-            table,
-            nets,
-            run.runtime,
-            rounds=config.rounds,
-            seed=seed,
-            progress=lambda done, total: advance(done, total, {}),
-        )
-    return table, checked
 
 
 def _distinct_random(run: Run, count: int, generator: torch.Generator) -> list[Architecture]:

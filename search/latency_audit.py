@@ -7,7 +7,7 @@ are measured again, because no prediction can be better than that.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,40 +86,14 @@ class LatencyAudit(LatencyErrors):
         save(self, path)
 
 
-def audit(
-    table: LatencyTable,
-    nets: Sequence[Architecture],
-    runtime: Runtime,
-    *,
-    rounds: int,
-    seed: int,
-    warmup: int = 3,
-    progress: Progress | None = None,
-    clock: Clock = time.perf_counter_ns,
-) -> LatencyAudit:
-    """Measure whole nets on the table's runtime and compare with what the table predicts.
+def audit(table: LatencyTable, timings: Mapping[Architecture, Timing]) -> LatencyAudit:
+    """Compare what a table predicts of whole nets with measurements of them, taken together with the table's own.
 
     `correction` in the result is fitted on all nets, `held_out` on the first half and judged on the second (None with
-    fewer than four nets). Raises `UnmeasuredBlock` for a net that the table cannot predict and `ValueError` if the
-    runtime is another than the table's.
+    fewer than four nets). Raises `UnmeasuredBlock` for a net that the table cannot predict and `ValueError` without
+    any net.
     """
-    condition = (table.runtime.name, table.precision, table.threads)
-    if (runtime.name, runtime.precision, runtime.threads) != condition:
-        raise ValueError(f"the table is of {table.environment}, not of {runtime.name} with {runtime.threads} threads")
-    distinct = list({net.digest: net for net in nets}.values())
-    predicted_ms = [table.latency_ms(net) for net in distinct]
-    timings = measure_models(
-        distinct,
-        runtime,
-        batch_size=table.batch_size,
-        rounds=rounds,
-        warmup=warmup,
-        generator=torch.Generator().manual_seed(seed),
-        progress=progress,
-        clock=clock,
-    )
-    pairs = tuple(_pair(net, ms, timings[net]) for net, ms in zip(distinct, predicted_ms, strict=True))
-    return _summary(table, pairs)
+    return _summary(table, tuple(_pair(net, table.latency_ms(net), timing) for net, timing in timings.items()))
 
 
 def measure_models(
@@ -134,13 +108,15 @@ def measure_models(
     clock: Clock = time.perf_counter_ns,
 ) -> dict[Architecture, Timing]:
     """Time whole nets with random weights, interleaved (`search.measure.measure`)."""
-    built = {}
-    for net in nets:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = MetaFormer(net).eval()
-        built[net] = runtime.build(module, (batch_size, net.in_channels, *net.resolution_px))
+    built = {net: runtime.build(fresh_model(net), (batch_size, *net.input_shape)) for net in nets}
     return measure(built, rounds=rounds, warmup=warmup, generator=generator, progress=progress, clock=clock)
+
+
+def fresh_model(architecture: Architecture) -> MetaFormer:
+    """The whole net, to be timed, with weights that are the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MetaFormer(architecture).eval()
 
 
 def errors(pairs: Sequence[LatencyPair]) -> LatencyErrors:

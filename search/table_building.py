@@ -1,8 +1,11 @@
 """Building a latency table: every part of a search space, measured in context on one runtime.
 
 All skeletons are measured together (`search.measure`: interleaved, drift divided out), and each entry is a difference
-of two of them (`search.skeletons`). Where a transition between two stages has many pairs of widths, a grid of them is
-measured and the rest lies on the bilinear surface through it, marked as interpolated.
+of two of them (`search.skeletons`). The whole nets that audit the table are measured among them: a machine that
+changes its speed changes it for both, and that does not pass for an error of the table.
+
+Where a transition between two stages has many pairs of widths, a grid of them is measured and the rest lies on the
+bilinear surface through it, marked as interpolated.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ import numpy as np
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
+from search.latency_audit import fresh_model
 from search.latency_table import Entry, LatencyKey, LatencyTable, Protocol, RuntimeName
 from search.measure import SETTLE_CALLS, Clock, Progress, Timing, machine, measure
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, build_skeleton, recipes
+from supernet.architecture import Architecture
 from supernet.space import SearchSpace
 
 CHUNK_NETS = 600  # nets held in memory and measured together
@@ -50,12 +55,13 @@ def build_table(
     rounds: int,
     copies: int,
     seed: int,
+    whole_nets: Sequence[Architecture] = (),
     warmup: int = 3,
     pairs: int = 64,
     progress: Progress | None = None,
     clock: Clock = time.perf_counter_ns,
-) -> LatencyTable:
-    """Measure every part of the space on a runtime, in ms per inference of `batch_size` images.
+) -> tuple[LatencyTable, dict[Architecture, Timing]]:
+    """Measure every part of the space on a runtime, in ms per inference of `batch_size` images, and whole nets of it.
 
     `rounds` visits each net at least that often (30 timed calls or more in all), `copies` is how many more times a
     block is in the one net than in the other, `pairs` the most pairs of widths measured per transition between two
@@ -65,13 +71,13 @@ def build_table(
     generator = torch.Generator().manual_seed(seed)
     todo = _distinct(recipes(space, copies=copies))
     measured, between = _split_pairs(todo, most=pairs)
-    nets = _skeletons(measured)
+    skeletons = _skeletons(measured)
     bench = _Bench(runtime, batch_size=batch_size, rounds=rounds, warmup=warmup, generator=generator, clock=clock)
-    timings = bench.measure(nets, progress)
+    timings = bench.measure([*skeletons, *dict.fromkeys(whole_nets)], progress)
     values = _solve(measured, timings)
     values |= _settle(measured, values, bench)
     values |= _interpolate(between, measured, values)
-    return LatencyTable(
+    table = LatencyTable(
         runtime=RuntimeName(name=runtime.name, version=runtime.version),
         precision=runtime.precision,
         threads=runtime.threads,
@@ -79,9 +85,15 @@ def build_table(
         resolution_px=space.resolution_px,
         machine=machine(),
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        protocol=Protocol(rounds=rounds, warmup=warmup, copies=copies, settle=SETTLE_CALLS, nets=len(nets), seed=seed),
+        protocol=Protocol(
+            rounds=rounds, warmup=warmup, copies=copies, settle=SETTLE_CALLS, nets=len(skeletons), seed=seed
+        ),
         entries=tuple(values[recipe.key].entry(recipe.key) for recipe in todo),
     )
+    return table, {net: timings[net] for net in dict.fromkeys(whole_nets)}
+
+
+Timed = Skeleton | Architecture
 
 
 @dataclass(frozen=True)
@@ -122,15 +134,15 @@ class _Bench(NamedTuple):
     generator: torch.Generator
     clock: Clock
 
-    def measure(self, skeletons: Sequence[Skeleton], progress: Progress | None = None) -> dict[Skeleton, Timing]:
-        """Time skeletons in chunks that fit into memory; the first net is in every chunk and links their speeds."""
-        reference, remaining = skeletons[0], list(reversed(skeletons))
-        timings: dict[Skeleton, Timing] = {}
-        total = (1 + self.rounds) * len(skeletons)
+    def measure(self, todo: Sequence[Timed], progress: Progress | None = None) -> dict[Timed, Timing]:
+        """Time nets in chunks that fit into memory; the first net is in every chunk and links their speeds."""
+        reference, remaining = todo[0], list(reversed(todo))
+        timings: dict[Timed, Timing] = {}
+        total = (1 + self.rounds) * len(todo)
         while remaining:
-            begin = len(skeletons) - len(remaining)
+            begin = len(todo) - len(remaining)
             nets = self._build_chunk(reference, remaining, _counted(progress, begin * (1 + self.rounds), 1, total))
-            done = len(skeletons) - len(remaining)
+            done = len(todo) - len(remaining)
             found = measure(
                 nets,
                 rounds=self.rounds,
@@ -140,23 +152,23 @@ class _Bench(NamedTuple):
                 progress=_counted(progress, begin * self.rounds + done, done - begin, total),
             )
             speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
-            for skeleton in found.keys() - timings.keys():
-                samples = tuple(speed * sample for sample in found[skeleton].samples_ms)
-                timings[skeleton] = replace(found[skeleton], samples_ms=samples)
+            for net in found.keys() - timings.keys():
+                samples = tuple(speed * sample for sample in found[net].samples_ms)
+                timings[net] = replace(found[net], samples_ms=samples)
         return timings
 
     def _build_chunk(
-        self, reference: Skeleton, remaining: list[Skeleton], progress: Progress | None
-    ) -> dict[Skeleton, Callable[[], object]]:
+        self, reference: Timed, remaining: list[Timed], progress: Progress | None
+    ) -> dict[Timed, Callable[[], object]]:
         """Build the reference and as many nets as fit, taken from the end of `remaining`."""
-        nets: dict[Skeleton, Callable[[], object]] = {}
+        nets: dict[Timed, Callable[[], object]] = {}
         parameters, taken = 0, 0
         while remaining and len(nets) < CHUNK_NETS and parameters < CHUNK_PARAMETERS:
-            for skeleton in dict.fromkeys((reference, remaining.pop())):
-                if skeleton not in nets:
-                    module = build_skeleton(skeleton)
+            for net in dict.fromkeys((reference, remaining.pop())):
+                if net not in nets:
+                    module = build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
                     parameters += sum(parameter.numel() for parameter in module.parameters())
-                    nets[skeleton] = self.runtime.build(module, (self.batch_size, *skeleton.input_shape))
+                    nets[net] = self.runtime.build(module, (self.batch_size, *net.input_shape))
             taken += 1
             if progress is not None:
                 progress(taken, 0)
@@ -179,7 +191,7 @@ def _skeletons(found: Iterable[Recipe]) -> list[Skeleton]:
     return list(dict.fromkeys(net for recipe in found for net in (recipe.plus, recipe.minus) if net is not None))
 
 
-def _solve(found: Iterable[Recipe], timings: dict[Skeleton, Timing]) -> dict[LatencyKey, _Value]:
+def _solve(found: Iterable[Recipe], timings: dict[Timed, Timing]) -> dict[LatencyKey, _Value]:
     """The parts, in the order of the recipes: each needs only parts before it."""
     values: dict[LatencyKey, _Value] = {}
     for recipe in found:
@@ -187,7 +199,7 @@ def _solve(found: Iterable[Recipe], timings: dict[Skeleton, Timing]) -> dict[Lat
     return values
 
 
-def _difference(recipe: Recipe, timings: dict[Skeleton, Timing], values: dict[LatencyKey, _Value]) -> _Value:
+def _difference(recipe: Recipe, timings: dict[Timed, Timing], values: dict[LatencyKey, _Value]) -> _Value:
     """A recipe's value: the difference of the medians; spreads add up as those of independent measurements do."""
     plus = timings[recipe.plus]
     median_ms, below_ms, above_ms = plus.median_ms, plus.median_ms - plus.p10_ms, plus.p90_ms - plus.median_ms

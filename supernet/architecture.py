@@ -226,16 +226,18 @@ class Stage(Record):
 
 
 class Head(Record):
-    """Norm, mean over tokens, linear classifier; with distillation a second classifier.
+    """Norm, mean or maximum over tokens, linear classifier; with distillation a second classifier.
 
-    `norm: layer_norm` normalises every token, as EfficientFormer does; `identity` leaves the norm out.
+    `norm: layer_norm` normalises every token, as EfficientFormer does; `identity` leaves the norm out. `pooling: mean`
+    is EfficientFormer's; `max` takes every channel where it is strongest.
     """
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"norm"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"norm", "pooling"})
 
     num_classes: Positive
     distillation: bool = False
     norm: Literal["layer_norm", "identity"] = "layer_norm"
+    pooling: Literal["mean", "max"] = "mean"
 
 
 class Architecture(Record):
@@ -265,6 +267,11 @@ class Architecture(Record):
             if stage.downsampling is None and stage.width_channels != previous.width_channels:
                 raise ValueError(f"stage {number}: a change of width needs a downsampling")
         return self
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """C, H, W of an image."""
+        return (self.in_channels, *self.resolution_px)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:

@@ -70,10 +70,10 @@ class StemSpace(Record):
 class SpaceShape(Record):
     """A search space without what the data decide (input channels, resolution, classes).
 
-    `downsampling_pooling` is `Downsampling`'s, `head_norm` is `Head`'s.
+    `downsampling_pooling` is `Downsampling`'s, `head_norm` and `head_pooling` are `Head`'s.
     """
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"head_norm", "downsampling_pooling"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"head_norm", "head_pooling", "downsampling_pooling"})
 
     granularity: Positive = 16
     stem: StemSpace = StemSpace()
@@ -82,6 +82,7 @@ class SpaceShape(Record):
     stages: Annotated[tuple[StageSpace, ...], Field(min_length=1)]
     distillation_head: bool = False
     head_norm: Literal["layer_norm", "identity"] = "layer_norm"
+    head_pooling: Literal["mean", "max"] = "mean"
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> SpaceShape:
@@ -154,7 +155,12 @@ class SearchSpace(SpaceShape):
     @property
     def head(self) -> Head:
         """The head, which is the same for every architecture of the space."""
-        return Head(num_classes=self.num_classes, distillation=self.distillation_head, norm=self.head_norm)
+        return Head(
+            num_classes=self.num_classes,
+            distillation=self.distillation_head,
+            norm=self.head_norm,
+            pooling=self.head_pooling,
+        )
 
     def widths(self, stage: int) -> tuple[int, ...]:
         """The legal widths of a stage (numbered from 1), ascending."""

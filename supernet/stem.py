@@ -53,7 +53,7 @@ def _pool(stride: int, pooling: Pooling) -> nn.Module:
 
 
 class HeadModule(nn.Module):
-    """Layer norm over tokens (or none), mean over tokens, then one or two linear classifiers.
+    """Layer norm over tokens (or none), mean or maximum over tokens, then one or two linear classifiers.
 
     With distillation it returns the pair of logits while training and their average otherwise.
     """
@@ -61,6 +61,7 @@ class HeadModule(nn.Module):
     def __init__(self, head: Head, *, width_channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width_channels) if head.norm == "layer_norm" else nn.Identity()
+        self.pooling = head.pooling
         self.fc = nn.Linear(width_channels, head.num_classes)
         self.fc_distillation = nn.Linear(width_channels, head.num_classes) if head.distillation else None
         for linear in (self.fc, self.fc_distillation):
@@ -71,7 +72,8 @@ class HeadModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """A map B,C,H,W or tokens B,N,C to logits B,classes."""
         x_BNC = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
-        x_BC = self.norm(x_BNC).mean(dim=1)
+        x_BNC = self.norm(x_BNC)
+        x_BC = x_BNC.mean(dim=1) if self.pooling == "mean" else x_BNC.amax(dim=1)
         logits: Tensor = self.fc(x_BC)
         if self.fc_distillation is None:
             return logits

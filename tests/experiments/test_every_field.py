@@ -128,6 +128,7 @@ FIELDS: dict[str, Shown | Ran] = {
     "space.downsampling_pooling": ran("table", AUDIT, "space.downsampling_pooling=max"),
     "space.distillation_head": ran("table", AUDIT, "space.distillation_head=true"),
     "space.head_norm": ran("table", AUDIT, "space.head_norm=identity"),
+    "space.head_pooling": ran("supernet", "importance.json", "space.head_pooling=max"),
     "space.stages.depth": ran("table", AUDIT, f"{FIRST}.depth=2"),
     "space.stages.width_channels.smallest": ran("table", AUDIT, f"{FIRST}.width_channels.smallest=16"),
     "space.stages.width_channels.largest": ran("table", AUDIT, f"{FIRST}.width_channels.largest=24"),

@@ -139,27 +139,6 @@ def test_the_same_architecture_is_trained_once_for_all_who_ask_for_it(finished: 
     assert len(set().union(*by_digest.values())) == len(by_digest)
 
 
-@pytest.mark.parametrize(("disturbed", "audits"), [(0, 1), (1, 2), (2, 3), (9, 3)])
-def test_a_table_that_whole_nets_contradict_is_measured_again_and_the_best_is_kept(
-    finished: Path,
-    copied: Path,
-    slimformer: Slimformer,
-    repeatable: Contents,
-    device: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    disturbed: int,
-    audits: int,
-) -> None:
-    count = disturb(monkeypatch, "experiments.stages.audit", device, calls=disturbed)
-    outcome = slimformer("table", copied, "--redo")
-    assert outcome.code == 0, outcome.err
-    assert count[0] == audits
-    assert outcome.out.count("measuring again") == audits - 1
-    first, again = repeatable(finished), repeatable(copied)
-    changed = [name for name in first if first[name] != again[name]]
-    assert changed == (["latency-audit.json"] if disturbed == 9 else [])
-
-
 @pytest.mark.parametrize("disturbed", [1, 2])
 def test_a_delivered_model_that_others_disturbed_is_measured_again_before_it_is_slimmed_on(
     finished: Path,
@@ -249,8 +228,8 @@ def test_the_whole_line_runs_on_a_real_runtime(
         **{
             "table.runtime": "onnxruntime",
             "search.methods": ["search"],
-            "search.budgets_of_largest": [0.9],
-            "search.margin": 0.0,
+            "search.budgets_of_largest": None,
+            "search.budgets_ms": [1000.0],  # a real machine's disturbances are no matter of this test
             "train.epochs": 1,
         }
     )
@@ -259,7 +238,8 @@ def test_the_whole_line_runs_on_a_real_runtime(
     (table,) = (tmp_path / "run").glob("latency-onnxruntime-*.json")
     assert min(entry.median_ms for entry in LatencyTable.load(table).entries) > 0
     (model,) = load(Evaluation, tmp_path / "run" / "evaluation.json").models
-    assert model.within_budget == (model.measured_ms <= model.budget_ms)
+    assert model.within_budget
+    assert 0 < model.measured_ms < 1000.0
     assert model.onnx_max_difference < 1e-3
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 

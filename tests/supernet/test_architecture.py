@@ -98,7 +98,7 @@ def another(place: tuple[str | int, ...]) -> Any:
             return changed(place, "gelu")
         case "gelu":
             return changed(place, "relu")
-        case "none":
+        case "none" | "mean":
             return changed(place, "max")
         case "layer_norm":
             return changed(place, "identity")

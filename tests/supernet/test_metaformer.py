@@ -138,6 +138,13 @@ def test_a_head_without_a_norm_averages_and_classifies() -> None:
     torch.testing.assert_close(head(x_BCHW), head.fc(x_BCHW.mean(dim=(2, 3))))
 
 
+def test_a_head_of_maxima_classifies_every_channel_where_it_is_strongest(randomized: Randomized) -> None:
+    head = randomized(HeadModule(Head(num_classes=5, pooling="max"), width_channels=24))
+    x_BCHW = torch.randn(2, 24, 3, 5)
+    normed = head.norm(to_tokens(x_BCHW))
+    torch.testing.assert_close(head(x_BCHW), head.fc(normed.max(dim=1).values))
+
+
 def test_a_map_survives_the_way_to_tokens_and_back() -> None:
     x_BCHW = torch.randn(2, 3, 4, 5)
     assert torch.equal(to_map(to_tokens(x_BCHW), 4, 5), x_BCHW)

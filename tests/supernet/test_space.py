@@ -254,6 +254,7 @@ def test_a_shape_becomes_a_space_with_what_the_data_decide() -> None:
         (("downsampling_stride",), 1),
         (("distillation_head",), True),
         (("head_norm",), "identity"),
+        (("head_pooling",), "max"),
         (("downsampling_pooling",), "max"),
         (("stem",), {"pooling": "max"}),
         (("stages", 0, "depth"), 3),
