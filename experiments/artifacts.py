@@ -118,9 +118,10 @@ class RunFolder:
         """Hold the folder, so that two runs cannot write into it at once."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be a run folder ({error.strerror})") from None
-        with (self.path / ".lock").open("w") as file:
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

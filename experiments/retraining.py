@@ -8,6 +8,7 @@ from experiments.models import Job
 from experiments.run import Run
 from experiments.solving import architecture_path
 from supernet import Architecture
+from supernet.schema import write_atomically
 from train.checkpoint import load_weights, save_weights
 from train.loop import Progress, checkpoint_path, metrics_path
 from train.retraining import NAME, initial_model, retrain, weights_path
@@ -41,7 +42,7 @@ def retrain_model(
     if twin is not None:
         load_weights(model, weights_path(twin))
         save_weights(model, weights_path(directory))
-        metrics_path(directory, NAME).write_bytes(metrics_path(twin, NAME).read_bytes())
+        write_atomically(metrics_path(directory, NAME), metrics_path(twin, NAME).read_bytes())
     else:
         retrain(model, run.data, train, seed=seed, directory=directory, progress=progress, device=run.device)
     checkpoint_path(directory, NAME).unlink(missing_ok=True)

@@ -203,9 +203,10 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=f"{path}: cannot be written .No space left"):
         save(OUTER.model_copy(update={"name": "b"}), path)
     assert load(Outer, path) == OUTER
+    assert list(tmp_path.iterdir()) == [path]  # half a file would take what room there is
 
 
 def test_a_write_makes_its_folder_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
