@@ -86,16 +86,22 @@ class RunFolder:
         return load(Manifest, self.path / "manifest.json")
 
     def claim(self, experiment: Experiment, *, redo: bool) -> None:
-        """Make the folder this experiment's, or check that it is already.
-
-        Raises `UserError` for a folder with other files, of another experiment, or, without `redo`, of the same
-        experiment with other settings.
-        """
+        """Make the folder this experiment's, or check that it is already. Raises as `check` does."""
+        self.check(experiment, redo=redo)
         if not self.exists:
-            if self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
-                raise UserError(f"{self.path}: is not empty and holds no run; name another folder with --out")
             save(experiment, self.path / "config.json")
             save(Manifest(experiment=experiment.name), self.path / "manifest.json")
+        elif self.config != experiment:
+            save(experiment, self.path / "config.json")
+
+    def check(self, experiment: Experiment, *, redo: bool) -> None:
+        """Raise `UserError` for a folder that cannot be this experiment's.
+
+        That is one with other files, of another experiment, or, without `redo`, of the same with other settings.
+        """
+        if not self.exists:
+            if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+                raise UserError(f"{self.path}: is not empty and holds no run; name another folder with --out")
             return
         there = self.config
         if there.name != experiment.name:
@@ -110,8 +116,6 @@ class RunFolder:
                 f"{self.path}: holds this experiment with other settings: {', '.join(changed)}; name another folder"
                 " with --out, or add --redo to do again the stages that they touch"
             )
-        if there != experiment:
-            save(experiment, self.path / "config.json")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -59,7 +59,7 @@ def run_command(
 ) -> None:
     """Run an experiment: supernet, table, search, retrain, export, evaluate, report. Run it again to go on."""
     from experiments.console import Screen
-    from experiments.pipeline import run_stages
+    from experiments.pipeline import check_ahead, run_stages
     from experiments.plan import print_plan
     from experiments.plugins import import_plugins
     from experiments.run import Run
@@ -75,10 +75,12 @@ def run_command(
     if plan:
         print_plan(described, folder, screen)
         return
-    count_images(described.data)  # a wrong path is told before anything is written
+    count_images(described.data)  # quick, and said before images are decoded
+    folder.check(described, redo=redo)
+    run = Run(described, folder, screen, command=_command(), plugins=plugin or ())
+    check_ahead(run, until=until)
     with folder.locked():
         folder.claim(described, redo=redo)
-        run = Run(described, folder, screen, command=_command(), plugins=plugin or ())
         run_stages(run, until=until)
         if until is None or until == "report":
             print_summary(run.path, screen)

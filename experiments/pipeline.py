@@ -18,10 +18,20 @@ from train.data import count_images
 
 def run_stages(run: Run, *, until: str | None = None) -> None:
     """Run every stage up to `until`, the last by default; finished ones are checked and skipped."""
-    names = [stage.name for stage in STAGES]
-    last = names.index(until) if until is not None else len(names) - 1
-    for stage in STAGES[: last + 1]:
+    for stage in _up_to(until):
         run_stage(run, stage, redo=False)
+
+
+def check_ahead(run: Run, *, until: str | None = None) -> None:
+    """Raise `UserError`, before anything is written, for what would stop an unfinished stage later."""
+    for stage in _up_to(until):
+        if not run.folder.exists or stage.name not in run.folder.manifest.stages:
+            stage.check(run)
+
+
+def _up_to(until: str | None) -> tuple[Stage, ...]:
+    names = [stage.name for stage in STAGES]
+    return STAGES if until is None else STAGES[: names.index(until) + 1]
 
 
 def run_stage(run: Run, stage: Stage, *, redo: bool) -> None:

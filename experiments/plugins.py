@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,11 +12,23 @@ from supernet.schema import UserError
 
 
 def import_plugins(paths: Iterable[Path]) -> None:
-    """Execute these files as modules of their own names. Raises `UserError` for one that is not there."""
+    """Execute these files as modules of their own names. Raises `UserError` for one that is missing or fails."""
     for path in paths:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None or not path.is_file():
             raise UserError(f"--plugin {path}: no such Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--plugin {path}, line {_line(error, path)}: {type(error).__name__}: {reason}") from error
+
+
+def _line(error: Exception, path: Path) -> int:
+    """The line of this file where an error came up."""
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno or 1 for frame in reversed(frames) if Path(frame.filename) == path), 1)

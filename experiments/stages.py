@@ -39,19 +39,25 @@ from train.checkpoint import load_weights
 from train.evaluation import accuracy
 from train.loop import checkpoint_path, metrics_path
 from train.randomness import generator_for
+from train.retraining import check_retraining
 from train.supernet_training import NAME as SUPERNET
 from train.supernet_training import train_supernet, weights_path
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the line: `settings` is what it takes of the config, `reads` the stages whose files it reads."""
+    """One step of the line.
+
+    `settings` is what it takes of the config, `reads` names the stages whose files it reads. `check` raises `UserError`
+    for what would stop it and can be known before the stages that come first have taken their hours.
+    """
 
     name: str
     run: Callable[[Run], list[Path]]
     settings: Callable[[Experiment], dict[str, Any]]
     reads: Callable[[Experiment], tuple[str, ...]]
     reads_images: bool = True
+    check: Callable[[Run], object] = lambda run: None
 
 
 def train_supernet_stage(run: Run) -> list[Path]:
@@ -273,9 +279,21 @@ STAGES: tuple[Stage, ...] = (
         _of("data", "space", "supernet", *_SCORE, "seeds.data", "seeds.supernet"),
         _files_of(),
     ),
-    Stage("table", table_stage, _of("data", "space", "table", "seeds.table"), _files_of()),
+    Stage(
+        "table",
+        table_stage,
+        _of("data", "space", "table", "seeds.table"),
+        _files_of(),
+        check=lambda run: run.runtime,
+    ),
     Stage("search", search_stage, _of("search", "evaluate", "seeds.search"), _files_of("supernet", "table")),
-    Stage("retrain", retrain_stage, _of("data", "train", "seeds.data", "seeds.train"), _read_by_retraining),
+    Stage(
+        "retrain",
+        retrain_stage,
+        _of("data", "train", "seeds.data", "seeds.train"),
+        _read_by_retraining,
+        check=lambda run: check_retraining(run.data, run.experiment.train),
+    ),
     Stage(
         "export", export_models, _of("data", "evaluate", "search"), _files_of("supernet", "table", "search", "retrain")
     ),

@@ -163,7 +163,9 @@ def register_block_type(block: type[Block]) -> None:
 def block_type(name: str) -> type[Block]:
     """The registered `Block` subclass of this type name. Raises `UserError` that names the nearest one."""
     if name not in _BLOCK_TYPES:
-        raise UserError(f"unknown block type {name!r}" + nearest(name, _BLOCK_TYPES))
+        raise UserError(
+            f"unknown block type {name!r}{nearest(name, _BLOCK_TYPES)}; a block of your own needs --plugin FILE"
+        )
     return _BLOCK_TYPES[name]
 
 

@@ -103,6 +103,12 @@ def retrain(
     return result.eval()
 
 
+def check_retraining(data: ImageData, config: RetrainConfig) -> None:
+    """Raise `UserError` for an augmentation or a teacher that does not fit these images."""
+    data.check(config.augment)
+    _teacher(config.distillation, data, torch.device("cpu"))
+
+
 class Retraining:
     """The steps of a retraining, for `train.loop.fit`."""
 

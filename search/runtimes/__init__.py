@@ -89,7 +89,9 @@ def runtime(name: str, *, threads: int) -> Runtime:
     if name not in _FACTORIES and name in _BUILT_IN:
         import_module(_BUILT_IN[name])
     if name not in _FACTORIES:
-        raise UserError(f"unknown runtime {name!r}" + nearest(name, runtime_names()))
+        raise UserError(
+            f"unknown runtime {name!r}{nearest(name, runtime_names())}; a runtime of your own needs --plugin FILE"
+        )
     return _FACTORIES[name](threads=threads)
 
 

@@ -78,6 +78,12 @@ class DoubleRuntime:
         (("--set", "data.path=nowhere/at/all"), ("nowhere/at/all: no such image folder",)),
         (("--until", "serch"), ("unknown stage 'serch'", "known: supernet, table, search")),
         (("--plugin", "missing.py"), ("--plugin missing.py: no such Python file",)),
+        (("--set", "table.runtime=virtul"), ("unknown runtime 'virtul'", "did you mean virtual?")),
+        (("--set", "train.augment={randaugment: rand-m9}"), ("augment.randaugment: works in worker processes only",)),
+        (
+            ("--set", "train.distillation={teacher: 'timm:resnet19', hard: false}"),
+            ("timm has no model 'resnet19'", "did you mean"),
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_before_anything_is_written(
@@ -344,6 +350,25 @@ def test_a_plugins_block_and_runtime_can_be_named_in_the_experiment(
     assert outcome.code == 0, outcome.err
     (table,) = out.glob("latency-test_double-*-fp64-b1-t1.json")
     assert '"test_twice"' in table.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("\nx =\n", ("line 2: SyntaxError: invalid syntax",)),
+        ("import nothing_like_it", ("line 1: ModuleNotFoundError: No module named 'nothing_like_it'",)),
+        ("def f():\n    return {}['key']\n\nf()", ("line 2: KeyError: 'key'",)),
+    ],
+)
+def test_a_plugin_that_fails_is_one_line_that_says_where(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer, text: str, parts: tuple[str, ...]
+) -> None:
+    plugin = tmp_path / "test_failing_plugin.py"
+    plugin.write_text(text)
+    mistake = slimformer("run", tiny(), "--out", tmp_path / "run", "--plugin", plugin).mistake
+    for part in (f"--plugin {plugin}, ", *parts):
+        assert part in mistake
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_installed_script_answers_a_mistake_without_a_traceback(tmp_path: Path) -> None:
