@@ -43,6 +43,7 @@ record: ## keep the small files of a run: make record RUN=runs/cifar10
 	cd $(RUN) && tar cf - *.json trajectory.jsonl report.html architectures delivered/*/*.yaml delivered/*/*.json \
 		supernet/*.csv models/*/*.csv \
 		| tar xf - -C $(CURDIR)/experiments/records/$(notdir $(RUN))
+	$(BIN)/python -c 'from analysis.report import write_report; write_report("experiments/records/$(notdir $(RUN))")'
 
 clean: ## remove .venv and every cache; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

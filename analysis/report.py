@@ -156,7 +156,7 @@ def _delivered(run: Run) -> dict[str, Any]:
             "best": model.correct == max(other.correct for other in models if other.budget_ms == model.budget_ms),
             "model": model,
         }
-        for row, model in zip(summary_rows(run.evaluation), ordered(models), strict=True)
+        for row, model in zip(summary_rows(run.evaluation, run.directory), ordered(models), strict=True)
     ]
     phrases = deliveries(models)
     return {

@@ -80,12 +80,12 @@ def summary_table(directory: Path) -> tuple[SummaryRow, ...]:
     Raises `UserError` for a folder or file that cannot be read.
     """
     evaluation = read_run(Path(directory)).evaluation
-    return () if evaluation is None else summary_rows(evaluation)
+    return () if evaluation is None else summary_rows(evaluation, directory)
 
 
-def summary_rows(evaluation: EvaluationFile) -> tuple[SummaryRow, ...]:
-    """One row a model, by budget and then search first."""
-    return tuple(_row(model, evaluation) for model in ordered(evaluation.models))
+def summary_rows(evaluation: EvaluationFile, directory: Path) -> tuple[SummaryRow, ...]:
+    """One row a model, by budget and then search first; `files` are those that the folder holds."""
+    return tuple(_row(model, evaluation, Path(directory)) for model in ordered(evaluation.models))
 
 
 def ordered(models: Sequence[ModelRecord]) -> list[ModelRecord]:
@@ -93,8 +93,9 @@ def ordered(models: Sequence[ModelRecord]) -> list[ModelRecord]:
     return sorted(models, key=lambda m: (m.budget_ms, m.method != "search", m.method == "random", m.method, m.name))
 
 
-def _row(model: ModelRecord, evaluation: EvaluationFile) -> SummaryRow:
+def _row(model: ModelRecord, evaluation: EvaluationFile, directory: Path) -> SummaryRow:
     low, high = wilson(model.correct, evaluation.test_images)
+    files = (model.architecture, model.weights, model.onnx)
     return SummaryRow(
         name=model.name,
         method=variant_text(model, evaluation.models),
@@ -110,5 +111,5 @@ def _row(model: ModelRecord, evaluation: EvaluationFile) -> SummaryRow:
         parameters=model.parameters,
         macs=model.macs,
         onnx_max_difference=model.onnx_max_difference,
-        files=tuple(file for file in (model.architecture, model.weights, model.onnx) if file is not None),
+        files=tuple(file for file in files if file is not None and (directory / file).is_file()),
     )

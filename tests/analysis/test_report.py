@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -89,6 +90,16 @@ def test_the_page_needs_nothing_from_outside_and_runs_no_script(run_directory: P
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
     }
+
+
+def test_only_files_that_are_there_are_linked(run_directory: Path) -> None:
+    record = json.loads((run_directory / "evaluation.json").read_text())["models"][0]
+    linked = f'href="{record["weights"]}"'
+    assert linked not in write_report(run_directory).read_text()
+    (run_directory / record["weights"]).write_bytes(b"")
+    text = write_report(run_directory).read_text()
+    assert linked in text
+    assert f'href="{record["onnx"]}"' not in text
 
 
 def test_every_link_leads_to_a_section_or_into_the_run_folder(page: Page) -> None:
