@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,6 @@ from experiments.console import Screen, counted
 from experiments.experiment import Experiment
 from search.latency_audit import LatencyAudit, measure_models
 from search.latency_table import LatencyTable
-from search.measure import Timing
 from search.runtimes import Runtime, runtime
 from supernet import Architecture, SearchSpace, Supernet, UserError
 from train.checkpoint import load_weights
@@ -22,6 +22,7 @@ from train.data import ImageData, open_data
 from train.randomness import generator_for
 from train.supernet_training import weights_path
 
+REFERENCES = 6  # whole nets whose speed then and now tells the machine's
 MOST_AT_ONCE = 4  # each holds the decoded images of its own
 
 
@@ -85,22 +86,33 @@ class Run:
     def table(self) -> LatencyTable:
         """The measured table, with the correction that its audit on whole nets found."""
         (path,) = self.path.glob("latency-*-b*-t*.json")
-        correction = LatencyAudit.load(self.path / "latency-audit.json").correction
+        correction = self.audit.correction
         return LatencyTable.load(path).corrected(scale=correction.scale, constant_ms=correction.constant_ms)
 
-    def measure(self, nets: Sequence[Architecture], *, what: str) -> list[Timing]:
-        """The latency of whole nets under the table's condition, interleaved."""
+    @cached_property
+    def audit(self) -> LatencyAudit:
+        """The whole nets that were measured together with the table."""
+        return LatencyAudit.load(self.path / "latency-audit.json")
+
+    def measure_at_tables_speed(self, net: Architecture, *, what: str) -> float:
+        """The latency of a whole net in ms, at the speed that the machine had when the table was measured.
+
+        Nets of the audit are measured in the same rounds; the median factor by which they are slower or faster than
+        they were then is divided out.
+        """
+        references = self.audit.references(REFERENCES)
         with self.screen.bar(what) as advance:
             timings = measure_models(
-                nets,
+                [net, *references],
                 self.runtime,
                 batch_size=self.experiment.table.batch_size,
                 rounds=self.experiment.evaluate.latency_rounds,
                 warmup=5,
-                generator=generator_for(self.experiment.seeds.table, "measure", *(net.digest for net in nets)),
+                generator=generator_for(self.experiment.seeds.table, "measure", net.digest),
                 progress=counted(advance),
             )
-        return [timings[net] for net in nets]
+        factors = [timings[reference].median_ms / then_ms for reference, then_ms in references.items()]
+        return timings[net].median_ms / statistics.median(factors)
 
 
 def chosen_device(name: str) -> torch.device:

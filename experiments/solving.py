@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +12,11 @@ from experiments.scoring import Scorer
 from search.baselines import random_architecture, uniform_scaling
 from search.delivery import Delivery, deliver
 from search.importance import Importance
-from search.measure import Timing
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
 from supernet import Architecture
 from supernet.schema import load
 from train.randomness import generator_for
-
-FIRST_PAUSE_SECONDS = 0.5
-PAUSES = 5  # 15.5 s
 
 
 class Solver:
@@ -92,39 +87,19 @@ class Solver:
                 )
 
     def deliver(self, job: Job, *, ask_at_most_ms: float | None = None) -> Delivery:
-        """An architecture whose whole net measures within the job's budget. Raises `BudgetUnreachable`."""
+        """An architecture whose whole net measures within the job's budget. Raises `BudgetUnreachable`.
 
-        def measure_ms(architecture: Architecture) -> float:
-            what, predicted_ms = f"measuring {job.name}", self.run.table.latency_ms(architecture)
-            timing, _ = least_disturbed(
-                lambda: self.run.measure([architecture], what=what)[0], enough_ms=1.1 * predicted_ms, pauses=PAUSES
-            )
-            return timing.median_ms
-
+        It is measured at the table's speed: where the machine's speed has changed since, only a wrong prediction is
+        corrected here. Whether the delivered model is within its budget, the export measures as it is.
+        """
         return deliver(
             budget_ms=job.budget_ms,
             margin=self.run.experiment.search.margin,
             solve=self.method(job),
             predict_ms=self.run.table.latency_ms,
-            measure_ms=measure_ms,
+            measure_ms=lambda net: self.run.measure_at_tables_speed(net, what=f"measuring {job.name}"),
             ask_at_most_ms=ask_at_most_ms,
         )
-
-
-def least_disturbed(
-    measure: Callable[[], Timing], *, enough_ms: float, pauses: int, first: Timing | None = None
-) -> tuple[Timing, int]:
-    """The fastest of some measurements, and their number; one whose median is not above `enough_ms` ends them.
-
-    Other programs only ever make a net slower, so the smallest median is the least disturbed. A measurement of a small
-    net is over in milliseconds, so the pauses between them, each twice as long, are what outlasts a disturbance.
-    """
-    fastest, taken = first or measure(), 1
-    while fastest.median_ms > enough_ms and taken <= pauses:
-        time.sleep(FIRST_PAUSE_SECONDS * 2 ** (taken - 1))
-        fastest = min(fastest, measure(), key=lambda timing: timing.median_ms)
-        taken += 1
-    return fastest, taken
 
 
 def architecture_path(folder: Path, job: Job) -> Path:

@@ -10,7 +10,7 @@ from supernet.schema import Record
 
 
 class DeliveryRound(Record):
-    """One try: the budget that was asked of the table, and what the whole net then measured."""
+    """One try: the budget that was asked of the table, and what the whole net then measured (`deliver`)."""
 
     asked_ms: float
     digest: str

@@ -29,6 +29,7 @@ class LatencyPair(Record):
     """One whole net: the table's prediction and the measurement, in ms."""
 
     digest: str
+    architecture: Architecture
     predicted_ms: float
     measured_ms: Annotated[float, Field(gt=0)]
     measured_p10_ms: float
@@ -80,6 +81,12 @@ class LatencyAudit(LatencyErrors):
     def load(cls, path: Path | str) -> LatencyAudit:
         """Read an audit. Raises `UserError` for anything wrong with the file."""
         return load(cls, path)
+
+    def references(self, count: int) -> dict[Architecture, float]:
+        """At most `count` of the nets, from the fastest to the slowest at even steps, with what each measured in ms."""
+        pairs = sorted(self.pairs, key=lambda pair: pair.measured_ms)
+        chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
+        return {pairs[index].architecture: pairs[index].measured_ms for index in chosen}
 
     def save(self, path: Path | str) -> None:
         """Write the audit as JSON or YAML, by suffix."""
@@ -158,6 +165,7 @@ def _pair(net: Architecture, predicted_ms: float, timing: Timing) -> LatencyPair
     first, second = timing.samples_ms[0::2], timing.samples_ms[1::2] or timing.samples_ms
     return LatencyPair(
         digest=net.digest,
+        architecture=net,
         predicted_ms=predicted_ms,
         measured_ms=timing.median_ms,
         measured_p10_ms=timing.p10_ms,

@@ -133,7 +133,7 @@ def _virtual_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("search.table_building", "search.latency_audit", "experiments.exporting"):
             patch.setattr(f"{module}.measure", _measured)
-        patch.setattr("experiments.solving.FIRST_PAUSE_SECONDS", 0.0)
+        patch.setattr("experiments.exporting.FIRST_PAUSE_SECONDS", 0.0)
         yield
 
 

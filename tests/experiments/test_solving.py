@@ -1,4 +1,4 @@
-"""Solving: every method behind one call, one trajectory for all budgets, and measurements that others disturb."""
+"""Solving: every method behind one call, one trajectory for all budgets, and whole nets measured."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.models import Job
 from experiments.run import Run
-from experiments.solving import Solver, architecture_path, least_disturbed
-from search.measure import Timing
+from experiments.solving import Solver, architecture_path
 from search.slimming import BudgetUnreachable
 from supernet import Architecture
 
@@ -22,33 +21,6 @@ def run(copied: Path) -> Run:
     """The tiny experiment, its supernet and table finished."""
     folder = RunFolder(copied)
     return Run(folder.config, folder, Screen(), command="")
-
-
-@pytest.mark.parametrize(
-    ("measured", "expected", "pauses"),
-    [
-        ([1.1, 1.0, 1.0], 1.1, []),
-        ([0.4], 0.4, []),
-        ([1.6, 1.05, 1.0], 1.05, [0.5]),
-        ([1.6, 1.4, 1.5, 1.3, 1.7, 1.6, 1.0], 1.3, [0.5, 1.0, 2.0, 4.0, 8.0]),
-    ],
-)
-def test_the_least_disturbed_measurement_counts_and_one_below_what_is_enough_ends_the_pauses(
-    measured: list[float], expected: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left, paused = list(measured), list[float]()
-    monkeypatch.setattr("experiments.solving.FIRST_PAUSE_SECONDS", 0.5)
-    monkeypatch.setattr("experiments.solving.time.sleep", paused.append)
-    timing, taken = least_disturbed(lambda: Timing(samples_ms=(left.pop(0),), runs=1), enough_ms=1.1, pauses=5)
-    assert timing.median_ms == expected
-    assert taken == 1 + len(pauses)
-    assert paused == pauses
-    assert len(measured) - len(left) == 1 + len(pauses)
-
-
-def test_a_first_measurement_that_is_fast_enough_is_not_repeated() -> None:
-    first = Timing(samples_ms=(1.0,), runs=1)
-    assert least_disturbed(lambda: pytest.fail("measured again"), enough_ms=1.1, pauses=5, first=first) == (first, 1)
 
 
 def test_budgets_share_one_trajectory_that_is_made_as_long_as_needed(run: Run) -> None:
@@ -100,16 +72,28 @@ def test_random_baselines_of_two_budgets_are_drawn_apart(run: Run) -> None:
 
 
 @pytest.mark.parametrize("method", ["search", "uniform"])
-@pytest.mark.parametrize("slowdown", [1.0, 1.05, 1.3])
+@pytest.mark.parametrize("scale", [1.0, 0.95, 0.77])
 def test_a_delivered_net_measures_within_its_budget_whatever_the_table_says(
-    run: Run, device: Any, slowdown: float, method: Any
+    run: Run, scale: float, method: Any
 ) -> None:
     budget_ms = 0.8 * run.table.latency_ms(run.space.largest)
-    device.slowdown = slowdown  # the machine has become slower since the table was measured
+    run.table = run.table.corrected(scale=scale, constant_ms=0.0)
     delivery = Solver(run).deliver(Job(method=method, budget_ms=budget_ms))
     assert delivery.measured_ms <= 0.98 * budget_ms
     last = delivery.rounds[-1]
-    assert last.measured_ms == pytest.approx(slowdown * last.predicted_ms, rel=1e-3)
+    assert scale * last.measured_ms == pytest.approx(last.predicted_ms, rel=1e-3)
+
+
+@pytest.mark.parametrize("slowdown", [0.6, 1.7])
+def test_a_machine_that_changed_its_speed_since_the_table_changes_nothing_of_what_is_found(
+    run: Run, device: Any, slowdown: float
+) -> None:
+    job = Job(method="search", budget_ms=0.8 * run.table.latency_ms(run.space.largest))
+    before = Solver(run).deliver(job)
+    device.slowdown = slowdown
+    after = Solver(run).deliver(job)
+    assert [round_.digest for round_ in after.rounds] == [round_.digest for round_ in before.rounds]
+    assert after.measured_ms == pytest.approx(before.measured_ms, rel=1e-3)
 
 
 def test_a_budget_out_of_reach_says_the_smallest_that_is_not(run: Run) -> None:

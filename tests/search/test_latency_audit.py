@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 
 from search.latency_audit import LatencyPair, errors, fit_correction
+from supernet import published_architecture
+
+NET = published_architecture("efficientformer_l1")
 
 
 def pair(predicted_ms: float, measured_ms: float) -> LatencyPair:
     return LatencyPair(
         digest="0" * 16,
+        architecture=NET,
         predicted_ms=predicted_ms,
         measured_ms=measured_ms,
         measured_p10_ms=measured_ms,
