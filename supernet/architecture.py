@@ -169,7 +169,7 @@ def block_type(name: str) -> type[Block]:
     return _BLOCK_TYPES[name]
 
 
-for _block in (Identity, MB4D, MB3D, SeparableConv):
+for _block in (Identity, MB4D, MB3D, SeparableConv, Conv):
     register_block_type(_block)
 
 
