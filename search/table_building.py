@@ -138,18 +138,16 @@ class _Bench(NamedTuple):
         """Time nets in chunks that fit into memory; the first net is in every chunk and links their speeds."""
         reference, remaining = todo[0], list(reversed(todo))
         timings: dict[Timed, Timing] = {}
-        total = (1 + self.rounds) * len(todo)
+        tally = _Tally(progress, total=(1 + self.rounds) * len(todo))  # each net is built once, and visited every round
         while remaining:
-            begin = len(todo) - len(remaining)
-            nets = self._build_chunk(reference, remaining, _counted(progress, begin * (1 + self.rounds), 1, total))
-            done = len(todo) - len(remaining)
+            nets = self._build_chunk(reference, remaining, tally)
             found = measure(
                 nets,
                 rounds=self.rounds,
                 warmup=self.warmup,
                 generator=self.generator,
                 clock=self.clock,
-                progress=_counted(progress, begin * self.rounds + done, done - begin, total),
+                progress=tally.a_round_of(len(nets)),
             )
             speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
             for net in found.keys() - timings.keys():
@@ -158,28 +156,35 @@ class _Bench(NamedTuple):
         return timings
 
     def _build_chunk(
-        self, reference: Timed, remaining: list[Timed], progress: Progress | None
+        self, reference: Timed, remaining: list[Timed], tally: _Tally
     ) -> dict[Timed, Callable[[], object]]:
         """Build the reference and as many nets as fit, taken from the end of `remaining`."""
         nets: dict[Timed, Callable[[], object]] = {}
-        parameters, taken = 0, 0
+        parameters = 0
         while remaining and len(nets) < CHUNK_NETS and parameters < CHUNK_PARAMETERS:
             for net in dict.fromkeys((reference, remaining.pop())):
                 if net not in nets:
                     module = build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
                     parameters += sum(parameter.numel() for parameter in module.parameters())
                     nets[net] = self.runtime.build(module, (self.batch_size, *net.input_shape))
-            taken += 1
-            if progress is not None:
-                progress(taken, 0)
+            tally.add(1)
         return nets
 
 
-def _counted(progress: Progress | None, begin: int, step: int, total: int) -> Progress | None:
-    """Progress of one part as progress of the whole: `begin` is done before it, and each of its steps is `step`."""
-    if progress is None:
-        return None
-    return lambda done, _: progress(min(total, begin + step * done), total)
+class _Tally:
+    """How much of all work is done; the net that links the chunks comes once more with each, and may exceed it."""
+
+    def __init__(self, progress: Progress | None, *, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, done: int) -> None:
+        self.done = min(self.total, self.done + done)
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+    def a_round_of(self, nets: int) -> Progress:
+        """The progress of a measurement, called once a round, in which so many nets were visited."""
+        return lambda done, rounds: self.add(nets)
 
 
 def _distinct(found: Iterable[Recipe]) -> list[Recipe]:
