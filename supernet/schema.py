@@ -6,6 +6,7 @@ schema versions with one line that names the field, the value and what is allowe
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -155,10 +156,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); what is finished is kept: run the same command again"
-        ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{path}: cannot be written ({error.strerror}); what was there is kept") from error
 
 
 def digest(value: Record) -> str:

@@ -209,6 +209,13 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == [path]  # half a file would take what room there is
 
 
+def test_a_write_below_something_that_is_no_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError, match=r"record.json: cannot be written"):
+        save(OUTER, tmp_path / "file" / "record.json")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_a_write_makes_its_folder_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
     write_atomically(tmp_path / "new" / "file.bin", b"\x00\x01")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
