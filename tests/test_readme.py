@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,16 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def readme_plugins(registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def readme_plugins(registries: None, tmp_path: Path) -> Iterator[None]:
     """The README's own block and runtime, loaded as `--plugin` loads them."""
     paths = []
     for name, containing in (("my_blocks", "register_block"), ("my_runtimes", "register_runtime")):
-        monkeypatch.setitem(sys.modules, name, sys)  # so that what the plugin puts there is taken away again
         paths.append(tmp_path / f"{name}.py")
         paths[-1].write_text(snippet(containing))
     import_plugins(paths)
+    yield
+    for path in paths:
+        del sys.modules[path.stem]
 
 
 def readme_space() -> SearchSpace:

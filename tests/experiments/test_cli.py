@@ -371,6 +371,16 @@ def test_a_plugin_that_fails_is_one_line_that_says_where(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plugin_that_would_take_the_place_of_a_module_is_refused(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    plugin = tmp_path / "torch.py"
+    plugin.write_text("")
+    mistake = slimformer("run", tiny(), "--out", tmp_path / "run", "--plugin", plugin).mistake
+    assert f"--plugin {plugin}: there is a module 'torch' already" in mistake
+    assert sys.modules["torch"] is torch
+
+
 def test_the_installed_script_answers_a_mistake_without_a_traceback(tmp_path: Path) -> None:
     script = Path(sysconfig.get_path("scripts")) / "slimformer"
     command = [str(script)] if script.exists() else [sys.executable, "-m", "experiments.cli"]
