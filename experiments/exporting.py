@@ -135,21 +135,19 @@ def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) 
 
 def _undisturbed(run: Run, job: Job, timing: Timing) -> tuple[Timing, int]:
     """A timing over the budget is taken again, after pauses: the fastest, and how many there were."""
-    return least_disturbed(lambda: _measure(run, [job])[job.name], enough_ms=job.budget_ms, pauses=PAUSES, first=timing)
+    return least_disturbed(timing, lambda: _measure(run, [job])[job.name], enough_ms=job.budget_ms)
 
 
-def least_disturbed(
-    measure: Callable[[], Timing], *, enough_ms: float, pauses: int, first: Timing | None = None
-) -> tuple[Timing, int]:
+def least_disturbed(first: Timing, measure_again: Callable[[], Timing], *, enough_ms: float) -> tuple[Timing, int]:
     """The fastest of some measurements, and their number; one whose median is not above `enough_ms` ends them.
 
     Other programs only ever make a net slower, so the smallest median is the least disturbed. A measurement of a small
     net is over in milliseconds, so the pauses between them, each twice as long, are what outlasts a disturbance.
     """
-    fastest, taken = first or measure(), 1
-    while fastest.median_ms > enough_ms and taken <= pauses:
+    fastest, taken = first, 1
+    while fastest.median_ms > enough_ms and taken <= PAUSES:
         time.sleep(FIRST_PAUSE_SECONDS * 2 ** (taken - 1))
-        fastest = min(fastest, measure(), key=lambda timing: timing.median_ms)
+        fastest = min(fastest, measure_again(), key=lambda timing: timing.median_ms)
         taken += 1
     return fastest, taken
 

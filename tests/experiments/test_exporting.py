@@ -22,8 +22,13 @@ def test_the_least_disturbed_measurement_counts_and_one_below_what_is_enough_end
 ) -> None:
     left, paused = list(measured), list[float]()
     monkeypatch.setattr("experiments.exporting.FIRST_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr("experiments.exporting.PAUSES", 5)
     monkeypatch.setattr("experiments.exporting.time.sleep", paused.append)
-    timing, taken = least_disturbed(lambda: Timing(samples_ms=(left.pop(0),), runs=1), enough_ms=1.1, pauses=5)
+
+    def measured_again() -> Timing:
+        return Timing(samples_ms=(left.pop(0),), runs=1)
+
+    timing, taken = least_disturbed(measured_again(), measured_again, enough_ms=1.1)
     assert timing.median_ms == expected
     assert taken == 1 + len(pauses)
     assert paused == pauses
@@ -32,4 +37,4 @@ def test_the_least_disturbed_measurement_counts_and_one_below_what_is_enough_end
 
 def test_a_first_measurement_that_is_fast_enough_is_not_repeated() -> None:
     first = Timing(samples_ms=(1.0,), runs=1)
-    assert least_disturbed(lambda: pytest.fail("measured again"), enough_ms=1.1, pauses=5, first=first) == (first, 1)
+    assert least_disturbed(first, lambda: pytest.fail("measured again"), enough_ms=1.1) == (first, 1)
