@@ -100,23 +100,49 @@ def trajectory() -> list[dict[str, Any]]:
     ]
 
 
-def files() -> dict[str, Any]:
-    """Plain data for every JSON file of a finished run."""
-    environment = {
-        "python": "3.12.4",
-        "packages": {"torch": "2.15.0"},
-        "machine": {"cpu": "AMD EPYC", "cores": 2, "memory_gb": 24.0, "system": "Linux"},
-        "threads": 2,
-        "commit": "3f9c2a7",
-        "dirty": True,
-        "command": "slimformer run cifar10.yaml",
-    }
-    stage = {"seconds": 90.0, "started": "2026-02-03T10:00:00", "seeds": {"search": 3}, "environment": environment}
-    pairs = [
+ENVIRONMENT: dict[str, Any] = {
+    "python": "3.12.4",
+    "packages": {"torch": "2.15.0"},
+    "machine": {"cpu": "AMD EPYC", "cores": 2, "memory_gb": 24.0, "system": "Linux"},
+    "threads": 2,
+    "commit": "3f9c2a7",
+    "dirty": True,
+    "command": "slimformer run cifar10.yaml",
+}
+CORRECTION = {"constant_ms": 0.0, "scale": 1.04}
+AUDIT: dict[str, Any] = {
+    "schema_version": 1,
+    "runtime": "onnxruntime",
+    "precision": "float32",
+    "threads": 1,
+    "pairs": [
         {"predicted_ms": 0.96 * ms, "measured_ms": ms, "measured_p10_ms": 0.99 * ms, "measured_p90_ms": 1.02 * ms}
         for ms in (0.7, 1.1, 1.6, 2.2)
-    ]
-    line = {"constant_ms": 0.0, "scale": 1.04}
+    ],
+    "mean_absolute_error_percent": 4.0,
+    "bias_percent": -4.0,
+    "worst_percent": 4.0,
+    "kendall_tau": 1.0,
+    "remeasurement_percent": 0.8,
+    "correction": CORRECTION,
+    "held_out": {"fitted": 2, "correction": CORRECTION, "mean_absolute_error_percent": 0.2},
+}
+IMPORTANCE: dict[str, Any] = {
+    "schema_version": 1,
+    "mixing": "hard",
+    "temperature": 0.7,
+    "metapaths": [
+        {"stage": 1, "block": 1, "candidates": ["mb4d", "identity"], "probabilities": [0.8, 0.2], "score": 4.0},
+        {"stage": 2, "block": 1, "candidates": ["mb4d"], "probabilities": [1.0], "score": None},
+    ],
+    "stages": [{"stage": 1, "score": 4.0}, {"stage": 2, "score": 0.0}],
+    "discretization_gap": {"soft_accuracy_percent": 86.1, "hard_accuracy_percent": 85.4, "gap_points": 0.7},
+}
+
+
+def files() -> dict[str, Any]:
+    """Plain data for every JSON file of a finished run."""
+    stage = {"seconds": 90.0, "started": "2026-02-03T10:00:00", "seeds": {"search": 3}, "environment": ENVIRONMENT}
     return {
         "config.json": {
             "schema_version": 1,
@@ -128,34 +154,11 @@ def files() -> dict[str, Any]:
         "manifest.json": {
             "schema_version": 1,
             "experiment": "cifar10",
-            "environment": environment,
+            "environment": ENVIRONMENT,
             "stages": {"supernet": stage | {"seconds": 1200.0}, "search": stage},
         },
-        "importance.json": {
-            "schema_version": 1,
-            "mixing": "hard",
-            "temperature": 0.7,
-            "metapaths": [
-                {"stage": 1, "block": 1, "candidates": ["mb4d", "identity"], "probabilities": [0.8, 0.2], "score": 4.0},
-                {"stage": 2, "block": 1, "candidates": ["mb4d"], "probabilities": [1.0], "score": None},
-            ],
-            "stages": [{"stage": 1, "score": 4.0}, {"stage": 2, "score": 0.0}],
-            "discretization_gap": {"soft_accuracy_percent": 86.1, "hard_accuracy_percent": 85.4, "gap_points": 0.7},
-        },
-        "latency-audit.json": {
-            "schema_version": 1,
-            "runtime": "onnxruntime",
-            "precision": "float32",
-            "threads": 1,
-            "pairs": pairs,
-            "mean_absolute_error_percent": 4.0,
-            "bias_percent": -4.0,
-            "worst_percent": 4.0,
-            "kendall_tau": 1.0,
-            "remeasurement_percent": 0.8,
-            "correction": line,
-            "held_out": {"fitted": 2, "correction": line, "mean_absolute_error_percent": 0.2},
-        },
+        "importance.json": IMPORTANCE,
+        "latency-audit.json": AUDIT,
         "latency-onnxruntime-amd-epyc-float32-b1-t1.json": {
             "schema_version": 1,
             "runtime": {"name": "onnxruntime", "version": "1.31.0"},

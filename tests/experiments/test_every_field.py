@@ -7,7 +7,6 @@ tiny experiment in this file, or a test of the room that the field belongs to. A
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib
 import json
 import typing
@@ -17,24 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from experiments import exporting
 from experiments.artifacts import RunFolder
-from experiments.console import Screen
-from experiments.experiment import Experiment, load_experiment
-from experiments.pipeline import run_stage
-from experiments.run import Run, chosen_device
-from experiments.solving import Solver
-from experiments.stages import STAGES, stage_named
-from supernet.onnx_export import onnx_parity
+from experiments.experiment import Experiment
+from experiments.stages import STAGES
 from supernet.schema import Record
-from train import streaming
-from train.augment import AugmentConfig
-from train.data import DataConfig, open_data
-from train.retraining import RetrainConfig, Retraining, initial_model
-from train.splits import FolderSplit, batches
-from train.supernet_training import SupernetConfig
 
 Slimformer = Callable[..., Any]
 
@@ -61,8 +47,8 @@ def ran(stage: str, files: str, *overrides: str) -> Ran:
     return Ran(stage, files, overrides)
 
 
-def here(test: str) -> Shown:
-    return Shown("tests.experiments.test_every_field", test)
+def in_a_run(test: str) -> Shown:
+    return Shown("tests.experiments.test_run", test)
 
 
 SUPERNET = "tests.train.test_supernet_training"
@@ -83,7 +69,7 @@ AUGMENTATION: dict[str, Shown] = {
     "mixup_alpha": Shown(AUGMENT, "test_mixup_mixes_images_and_targets_alike"),
     "cutmix_alpha": Shown(AUGMENT, "test_cutmix_pastes_a_box_and_weighs_targets_by_its_area"),
     "mix_probability": Shown(AUGMENT, "test_mixing_touches_the_given_share_of_batches"),
-    "randaugment": here("test_randaugment_changes_images_that_stream"),
+    "randaugment": in_a_run("test_randaugment_changes_images_that_stream"),
 }
 
 OPTIMIZATION = (  # what the supernet's training and retraining have in common
@@ -104,8 +90,8 @@ FIELDS: dict[str, Shown | Ran] = {
         "test_a_wrong_field_is_refused_with_its_name_and_what_is_allowed",
     ),
     "name": Shown(CLI, "test_the_run_folder_is_named_after_the_experiment"),
-    "device": here("test_the_device_is_the_one_asked_for"),
-    "threads": here("test_a_stage_runs_with_the_threads_asked_for"),
+    "device": in_a_run("test_the_device_is_the_one_asked_for"),
+    "threads": in_a_run("test_a_stage_runs_with_the_threads_asked_for"),
     "processes": Shown("tests.experiments.test_workers", "test_so_many_models_are_retrained_at_once"),
     "seeds.data": ran("supernet", "importance.json", "seeds.data=1"),
     "seeds.supernet": ran("supernet", "importance.json", "seeds.supernet=1"),
@@ -117,7 +103,7 @@ FIELDS: dict[str, Shown | Ran] = {
         f"data.{name}": Shown(DATA, "test_every_field_changes_the_data", name)
         for name in ("resolution_px", "channels", "held_out_fraction", "mean", "std", "crop_fraction", "in_memory")
     },
-    "data.workers": here("test_images_stream_through_the_workers_asked_for"),
+    "data.workers": in_a_run("test_images_stream_through_the_workers_asked_for"),
     "data.num_classes": Shown(DATA, "test_the_number_of_classes_must_agree_with_the_folders"),
     "data.num_images": Shown(CLI, "test_a_plan_needs_no_images_where_their_number_is_given"),
     "space.granularity": ran("table", AUDIT, "space.granularity=4"),
@@ -167,8 +153,8 @@ FIELDS: dict[str, Shown | Ran] = {
     "search.budgets_of_largest": ran("search", FOUND, "search.budgets_of_largest=[0.71]"),
     "search.methods": ran("search", FOUND, "search.methods=[search]"),
     "search.margin": ran("search", FOUND, "search.margin=0.2"),
-    "search.refit_images": here("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
-    "search.score_images": here("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
+    "search.refit_images": in_a_run("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
+    "search.score_images": in_a_run("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
     **{
         f"train.{name}": Shown(RETRAINING, "test_every_field_of_the_recipe_changes_the_weights", name)
         for name in (
@@ -177,7 +163,7 @@ FIELDS: dict[str, Shown | Ran] = {
             "drop_path_rate",
         )
     },
-    "train.channels_last": here("test_channels_last_is_the_layout_of_a_retrained_models_weights"),
+    "train.channels_last": in_a_run("test_channels_last_is_the_layout_of_a_retrained_models_weights"),
     **{f"train.augment.{name}": shown for name, shown in AUGMENTATION.items()},
     "train.distillation.teacher": Shown(RETRAINING, "test_a_teacher_changes_what_is_learnt"),
     "train.distillation.weights": Shown(DISTILLATION, "test_our_own_architecture_can_teach"),
@@ -187,9 +173,9 @@ FIELDS: dict[str, Shown | Ran] = {
     },
     "train.start": ran("retrain", WEIGHTS, "train.start=inherited"),
     "train.use_held_out": ran("retrain", WEIGHTS, "train.use_held_out=false"),
-    "evaluate.batch_size": here("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
-    "evaluate.parity_images": here("test_parity_is_checked_on_so_many_images"),
-    "evaluate.latency_rounds": here("test_delivered_models_are_measured_in_so_many_rounds"),
+    "evaluate.batch_size": in_a_run("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
+    "evaluate.parity_images": in_a_run("test_parity_is_checked_on_so_many_images"),
+    "evaluate.latency_rounds": in_a_run("test_delivered_models_are_measured_in_so_many_rounds"),
 }
 
 # What says where a run happens, but not what comes out: a run may go on with other values.
@@ -325,150 +311,3 @@ def test_a_changed_field_makes_the_stages_that_it_touches_be_done_again(finished
         return
     beginnings = [beginning for beginning in TOUCHED if field == beginning or field.startswith(f"{beginning}.")]
     assert found >= TOUCHED[max(beginnings, key=len)]
-
-
-def run_of(folder: Path, *overrides: str) -> Run:
-    return Run(load_experiment(folder / "config.json", overrides=overrides), RunFolder(folder), Screen(), command="")
-
-
-@pytest.mark.parametrize(
-    ("override", "refit", "score", "batch"),
-    [
-        ("search.margin=0.02", 128, 64, 64),
-        ("search.refit_images=64", 64, 64, 64),
-        ("search.score_images=40", 128, 40, 64),
-        ("search.score_images=null", 128, None, 64),
-        ("evaluate.batch_size=32", 128, 64, 32),
-    ],
-)
-def test_the_scorer_of_a_run_has_the_images_that_its_config_says(
-    copied: Path, override: str, refit: int, score: int | None, batch: int
-) -> None:
-    run = run_of(copied, override)
-    scorer = Solver(run).scorer
-    assert sum(len(labels) for _, labels in scorer.refit) == refit
-    assert sum(len(labels) for _, labels in scorer.images) == (score or len(run.data.score))
-    assert len(scorer.refit[0][1]) == batch
-
-
-def test_parity_is_checked_on_so_many_images(
-    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def counted(model: Any, path: Path, images: torch.Tensor) -> Any:
-        seen.append(len(images))
-        return onnx_parity(model, path, images)
-
-    monkeypatch.setattr(exporting, "onnx_parity", counted)
-    assert slimformer("export", copied, "--set", "evaluate.parity_images=3", "--redo").code == 0
-    assert set(seen) == {3}
-
-
-def test_delivered_models_are_measured_in_so_many_rounds(
-    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    virtual = vars(exporting)["measure"]  # the one of conftest.py
-
-    def counted(nets: Any, *, rounds: int, **options: Any) -> Any:
-        seen.append(rounds)
-        return virtual(nets, rounds=rounds, **options)
-
-    monkeypatch.setattr(exporting, "measure", counted)
-    assert slimformer("export", copied, "--set", "evaluate.latency_rounds=5", "--redo").code == 0
-    assert set(seen) == {5}
-    seen.clear()
-    monkeypatch.setattr("search.latency_audit.measure", counted)
-    run = run_of(copied, "evaluate.latency_rounds=7")
-    run.measure_at_tables_speed(run.space.smallest, what="smallest")
-    assert seen == [7]
-
-
-def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [chosen_device(name).type for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [chosen_device(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
-    with pytest.raises(ValueError, match="device: cuda was asked for"):
-        chosen_device("cuda")
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_stage_runs_with_the_threads_asked_for(copied: Path, threads: int) -> None:
-    seen: list[int] = []
-
-    def watch(run: Run) -> list[Path]:
-        seen.append(torch.get_num_threads())
-        return []
-
-    before = torch.get_num_threads()
-    try:
-        run_stage(
-            run_of(copied, f"threads={threads}"), dataclasses.replace(stage_named("report"), run=watch), redo=True
-        )
-    finally:
-        torch.set_num_threads(before)
-    assert seen == [threads]
-    assert RunFolder(copied).manifest.stages["report"].environment.threads == threads
-
-
-def streamed(image_folder: Path, **changes: Any) -> FolderSplit:
-    fields = {"path": str(image_folder), "resolution_px": (8, 8), "held_out_fraction": 0.4, "in_memory": False}
-    split = open_data(DataConfig(**{**fields, "workers": 0, **changes}), seed=0).train
-    assert isinstance(split, FolderSplit)
-    return split
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_stream_through_the_workers_asked_for(
-    image_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    seen: list[int] = []
-
-    class Loader:
-        def __init__(self, *_: Any, num_workers: int, **__: Any) -> None:
-            seen.append(num_workers)
-
-        def __iter__(self) -> Iterator[Any]:
-            return iter(())
-
-    monkeypatch.setattr(streaming, "DataLoader", Loader)
-    list(batches(streamed(image_folder, workers=workers), 4, epoch=0, seed=0, augment=AugmentConfig()))
-    assert seen == [workers]
-
-
-def test_randaugment_changes_images_that_stream(image_folder: Path) -> None:
-    split = streamed(image_folder)
-
-    def images(augment: AugmentConfig) -> torch.Tensor:
-        return torch.cat([batch for batch, _ in batches(split, 4, epoch=0, seed=0, augment=augment)])
-
-    plain, varied = images(AugmentConfig()), images(AugmentConfig(randaugment="rand-m9-mstd0.5-inc1"))
-    assert plain.shape == varied.shape
-    assert not torch.equal(plain, varied)
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_channels_last_is_the_layout_of_a_retrained_models_weights(finished: Path, wanted: bool) -> None:
-    run = run_of(finished)
-    config = RetrainConfig(epochs=1, batch_size=64, learning_rate=1e-3, channels_last=wanted)
-    model = initial_model(run.space.largest, config, supernet=None, seed=0)
-    Retraining(model, run.data, config, seed=0, device=torch.device("cpu"))
-    kernels = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
-    assert kernels
-    assert all(kernel.is_contiguous(memory_format=torch.channels_last) == wanted for kernel in kernels)
-
-
-def test_an_augmentation_reaches_the_batches_of_both_trainings(finished: Path) -> None:
-    assert record_in(SupernetConfig.model_fields["augment"].annotation) is AugmentConfig
-    assert record_in(RetrainConfig.model_fields["augment"].annotation) is AugmentConfig
-    run = run_of(finished, "train.augment={crop_padding_px: 2}")
-    config = run.experiment.train
-    shown = []
-    for augment in (AugmentConfig(), config.augment):
-        model = initial_model(run.space.smallest, config, supernet=None, seed=0)
-        changed = config.model_copy(update={"augment": augment})
-        training = Retraining(model, run.data, changed, seed=0, device=torch.device("cpu"))
-        shown.append(next(training.batches(0, 0))[0])
-    assert not torch.equal(*shown)

@@ -1,0 +1,176 @@
+"""What a run takes from its config: device, threads, images, recipes and measurements."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments import exporting
+from experiments.artifacts import RunFolder
+from experiments.console import Screen
+from experiments.experiment import load_experiment
+from experiments.pipeline import run_stage
+from experiments.run import Run, chosen_device
+from experiments.solving import Solver
+from experiments.stages import stage_named
+from supernet.onnx_export import onnx_parity
+from train import streaming
+from train.augment import AugmentConfig
+from train.data import DataConfig, open_data
+from train.retraining import RetrainConfig, Retraining, initial_model
+from train.splits import FolderSplit, batches
+from train.supernet_training import SupernetConfig
+
+Slimformer = Callable[..., Any]
+
+
+def run_of(folder: Path, *overrides: str) -> Run:
+    return Run(load_experiment(folder / "config.json", overrides=overrides), RunFolder(folder), Screen(), command="")
+
+
+@pytest.mark.parametrize(
+    ("override", "refit", "score", "batch"),
+    [
+        ("search.margin=0.02", 128, 64, 64),
+        ("search.refit_images=64", 64, 64, 64),
+        ("search.score_images=40", 128, 40, 64),
+        ("search.score_images=null", 128, None, 64),
+        ("evaluate.batch_size=32", 128, 64, 32),
+    ],
+)
+def test_the_scorer_of_a_run_has_the_images_that_its_config_says(
+    copied: Path, override: str, refit: int, score: int | None, batch: int
+) -> None:
+    run = run_of(copied, override)
+    scorer = Solver(run).scorer
+    assert sum(len(labels) for _, labels in scorer.refit) == refit
+    assert sum(len(labels) for _, labels in scorer.images) == (score or len(run.data.score))
+    assert len(scorer.refit[0][1]) == batch
+
+
+def test_parity_is_checked_on_so_many_images(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(model: Any, path: Path, images: torch.Tensor) -> Any:
+        seen.append(len(images))
+        return onnx_parity(model, path, images)
+
+    monkeypatch.setattr(exporting, "onnx_parity", counted)
+    assert slimformer("export", copied, "--set", "evaluate.parity_images=3", "--redo").code == 0
+    assert set(seen) == {3}
+
+
+def test_delivered_models_are_measured_in_so_many_rounds(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    virtual = vars(exporting)["measure"]  # the one of conftest.py
+
+    def counted(nets: Any, *, rounds: int, **options: Any) -> Any:
+        seen.append(rounds)
+        return virtual(nets, rounds=rounds, **options)
+
+    monkeypatch.setattr(exporting, "measure", counted)
+    assert slimformer("export", copied, "--set", "evaluate.latency_rounds=5", "--redo").code == 0
+    assert set(seen) == {5}
+    seen.clear()
+    monkeypatch.setattr("search.latency_audit.measure", counted)
+    run = run_of(copied, "evaluate.latency_rounds=7")
+    run.measure_at_tables_speed(run.space.smallest, what="smallest")
+    assert seen == [7]
+
+
+def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [chosen_device(name).type for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [chosen_device(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(ValueError, match="device: cuda was asked for"):
+        chosen_device("cuda")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stage_runs_with_the_threads_asked_for(copied: Path, threads: int) -> None:
+    seen: list[int] = []
+
+    def watch(run: Run) -> list[Path]:
+        seen.append(torch.get_num_threads())
+        return []
+
+    before = torch.get_num_threads()
+    try:
+        run_stage(
+            run_of(copied, f"threads={threads}"), dataclasses.replace(stage_named("report"), run=watch), redo=True
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
+    assert RunFolder(copied).manifest.stages["report"].environment.threads == threads
+
+
+def streamed(image_folder: Path, **changes: Any) -> FolderSplit:
+    fields = {"path": str(image_folder), "resolution_px": (8, 8), "held_out_fraction": 0.4, "in_memory": False}
+    split = open_data(DataConfig(**{**fields, "workers": 0, **changes}), seed=0).train
+    assert isinstance(split, FolderSplit)
+    return split
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_stream_through_the_workers_asked_for(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    seen: list[int] = []
+
+    class Loader:
+        def __init__(self, *_: Any, num_workers: int, **__: Any) -> None:
+            seen.append(num_workers)
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+    monkeypatch.setattr(streaming, "DataLoader", Loader)
+    list(batches(streamed(image_folder, workers=workers), 4, epoch=0, seed=0, augment=AugmentConfig()))
+    assert seen == [workers]
+
+
+def test_randaugment_changes_images_that_stream(image_folder: Path) -> None:
+    split = streamed(image_folder)
+
+    def images(augment: AugmentConfig) -> torch.Tensor:
+        return torch.cat([batch for batch, _ in batches(split, 4, epoch=0, seed=0, augment=augment)])
+
+    plain, varied = images(AugmentConfig()), images(AugmentConfig(randaugment="rand-m9-mstd0.5-inc1"))
+    assert plain.shape == varied.shape
+    assert not torch.equal(plain, varied)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_channels_last_is_the_layout_of_a_retrained_models_weights(finished: Path, wanted: bool) -> None:
+    run = run_of(finished)
+    config = RetrainConfig(epochs=1, batch_size=64, learning_rate=1e-3, channels_last=wanted)
+    model = initial_model(run.space.largest, config, supernet=None, seed=0)
+    Retraining(model, run.data, config, seed=0, device=torch.device("cpu"))
+    kernels = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) == wanted for kernel in kernels)
+
+
+def test_an_augmentation_reaches_the_batches_of_both_trainings(finished: Path) -> None:
+    assert SupernetConfig.model_fields["augment"].annotation is AugmentConfig
+    assert RetrainConfig.model_fields["augment"].annotation is AugmentConfig
+    run = run_of(finished, "train.augment={crop_padding_px: 2}")
+    config = run.experiment.train
+    shown = []
+    for augment in (AugmentConfig(), config.augment):
+        model = initial_model(run.space.smallest, config, supernet=None, seed=0)
+        changed = config.model_copy(update={"augment": augment})
+        training = Retraining(model, run.data, changed, seed=0, device=torch.device("cpu"))
+        shown.append(next(training.batches(0, 0))[0])
+    assert not torch.equal(*shown)
