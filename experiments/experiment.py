@@ -33,7 +33,8 @@ class Seeds(Record):
 class TableConfig(Record):
     """Where and how latency is measured.
 
-    `rounds` interleaved visits of every net; a block's time is that of `copies` more copies in a small net, divided.
+    `rounds` interleaved visits of every net; a block's time is that of `copies` more copies in a small net, divided
+    (of fewer where the stage is not that deep).
     `audit_nets` random whole nets are measured against their predictions.
     """
 

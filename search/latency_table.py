@@ -111,7 +111,7 @@ class RuntimeName(Record):
 
 
 class Protocol(Record):
-    """How the table was measured: rounds over all nets, warm-up calls, further copies of a block, settling calls."""
+    """How the table was measured: rounds over all nets, warm-up calls, further copies of a block at most, settling."""
 
     rounds: Positive
     warmup: Positive

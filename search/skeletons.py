@@ -106,7 +106,9 @@ class Recipe:
 def recipes(space: SearchSpace, *, copies: int) -> Iterator[Recipe]:
     """A recipe for every part that an architecture of this space can have, those that others need first.
 
-    `copies` is how many more times a block is in the one skeleton than in the other.
+    `copies` is how many more times a block is in the one skeleton than in the other: at most, because it is not more
+    than the stage is deep. (Weights that stay in a cache in a net, and in a skeleton of many copies do not, would cost
+    several times as much: experiments/LOG.md.)
     """
     context = _Context(space)
     numbers = range(1, len(space.stages) + 1)
@@ -152,6 +154,7 @@ class _Context:
 
     def block_recipes(self, number: int, width: int, *, copies: int) -> Iterator[Recipe]:
         """Every candidate of a stage at one width, then the way to tokens and back where a candidate needs it."""
+        copies = min(copies, self.space.stages[number - 1].depth)
         for candidate in self.space.candidates(number):
             if candidate.is_identity:
                 continue

@@ -236,10 +236,13 @@ def test_progress_ends_at_its_total():
 
 
 def test_a_block_recipe_differs_by_its_copies_and_nothing_else():
-    for recipe in recipes(space(), copies=4):
+    searched = space()
+    depths = dict(zip(searched.smallest.grids, (stage.depth for stage in searched.stages), strict=True))
+    for recipe in recipes(searched, copies=4):
         if recipe.key.part == "block":
             (more,), (fewer,) = recipe.plus.stages, recipe.minus.stages
-            assert more.blocks == fewer.blocks * 5
+            assert recipe.copies == min(4, depths[recipe.key.grid])  # no more than a net of the space can hold
+            assert more.blocks == fewer.blocks * (1 + recipe.copies)
             assert recipe.plus.model_copy(update={"stages": (fewer,)}) == recipe.minus
 
 
