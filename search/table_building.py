@@ -64,9 +64,9 @@ def build_table(
     """Measure every part of the space on a runtime, in ms per inference of `batch_size` images, and whole nets of it.
 
     `rounds` visits each net at least that often (30 timed calls or more in all), `copies` is how many more times a
-    block is in the one net than in the other (at most the depth of its stage), `pairs` the most pairs of widths measured per transition between two
-    stages. `seed` orders the nets. `progress` is called with (steps done, steps): first one step a net built, then
-    one a round and net.
+    block is in the one net than in the other (at most the depth of its stage), `pairs` the most pairs of widths
+    measured per transition between two stages. `seed` orders the nets. `progress` is called with (steps done, steps):
+    first one step a net built, then one a round and net.
     """
     generator = torch.Generator().manual_seed(seed)
     todo = _distinct(recipes(space, copies=copies))
