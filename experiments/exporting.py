@@ -72,10 +72,11 @@ def _export(run: Run, job: Job, trained: Path) -> None:
         in_channels=architecture.in_channels,
         resolution_px=architecture.resolution_px,
     )
+    test = run.data.test
     preprocessing = Preprocessing(
         resolution_px=architecture.resolution_px,
         channels=architecture.in_channels,
-        crop_fraction=run.experiment.data.crop_fraction,
+        crop_fraction=1.0 if test.stored_px == test.out_px else run.experiment.data.crop_fraction,
         mean=run.data.normalisation.mean,
         std=run.data.normalisation.std,
         class_names=run.data.class_names,
