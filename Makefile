@@ -39,6 +39,7 @@ benchmark: $(VENV)/installed ## time a supernet's training step against its larg
 	$(BIN)/python -m experiments.benchmarks.supernet_step
 
 record: ## keep the small files of a run: make record RUN=runs/cifar10
+	@test -n "$(RUN)" && test -f "$(RUN)/evaluation.json" || { echo "make record RUN=runs/NAME, of a finished run"; exit 2; }
 	rm -rf experiments/records/$(notdir $(RUN))
 	mkdir -p experiments/records/$(notdir $(RUN))
 	cd $(RUN) && tar cf - *.json trajectory.jsonl report.html architectures delivered/*/*.yaml delivered/*/*.json \

@@ -35,6 +35,7 @@ class SearchSettings(FileRecord):
 
     budgets_ms: tuple[Milliseconds, ...] | None = None
     budgets_of_largest: tuple[Share, ...] | None = None
+    methods: tuple[str, ...] = ("search", "uniform", "random")
 
 
 class ExperimentFile(FileRecord):

@@ -100,9 +100,7 @@ def _errors(axes: Axes, pairs: Sequence[LatencyPair], judged: Sequence[LatencyPa
         axes.plot(pair.predicted_ms, error_percent(pair), **_dot(filled=True))
     axes.set_ylim(-reach, reach)
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: points_text(value).removesuffix(".0") if value else "0")
-    )
+    axes.yaxis.set_major_formatter(FuncFormatter(_signed))
 
 
 def _signed(value: float, _: int | None) -> str:

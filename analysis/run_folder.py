@@ -71,7 +71,7 @@ class Run:
         return None if data is None else outline(data, source=model.architecture)
 
 
-_EXPECTED = (
+_EXPECTED: tuple[tuple[str, str, str], ...] = (
     ("config.json", "name, seed, budgets and data", "run"),
     ("manifest.json", "environment and cost of each stage", "run"),
     ("supernet/supernet-metrics.csv", "training of the supernet", "supernet"),
@@ -93,8 +93,13 @@ def read_run(directory: Path) -> Run:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder")
     tables = sorted(path for path in directory.glob("latency-*.json") if path.name != "latency-audit.json")
-    absent = {file for file, _, _ in _EXPECTED if not (tables if "*" in file else (directory / file).exists())}
-    if len(absent) == len(_EXPECTED):
+    experiment = directory / "config.json"
+    described = load(ExperimentFile, experiment) if experiment.exists() else None
+    expected = _EXPECTED
+    if described is not None and "search" not in described.search.methods:
+        expected = tuple(entry for entry in _EXPECTED if entry[0] != "trajectory.jsonl")
+    absent = {file for file, _, _ in expected if not (tables if "*" in file else (directory / file).exists())}
+    if len(absent) == len(expected):
         raise UserError(f"{directory}: holds no experiment (neither config.json nor any artifact)")
 
     def there(file: str) -> Path | None:
@@ -104,18 +109,18 @@ def read_run(directory: Path) -> Run:
     architectures, lost = _architectures(directory, evaluation)
     return Run(
         directory=directory,
-        experiment=load(ExperimentFile, path) if (path := there("config.json")) else None,
+        experiment=described,
         manifest=load(ManifestFile, path) if (path := there("manifest.json")) else None,
         importance=load(ImportanceFile, path) if (path := there("importance.json")) else None,
         metrics=read_metrics(path) if (path := there("supernet/supernet-metrics.csv")) else (),
         audit=load(LatencyAuditFile, path) if (path := there("latency-audit.json")) else None,
         tables={path.name: load(LatencyTableFile, path) for path in tables},
-        trajectory=read_trajectory(path) if (path := there("trajectory.jsonl")) else (),
+        trajectory=read_trajectory(path) if (path := there("trajectory.jsonl")) and path.exists() else (),
         evaluation=evaluation,
         architectures=architectures,
         missing=tuple(
             Missing(file, shows, f"slimformer {stage} {_shown(directory)}")
-            for file, shows, stage in (*_EXPECTED, *lost)
+            for file, shows, stage in (*expected, *lost)
             if file in absent or (file, shows, stage) in lost
         ),
     )

@@ -56,11 +56,19 @@ def difference(first_correct: float, second_correct: float, images: int) -> tupl
     return gap, Interval(low, high)
 
 
+UNEQUAL = 1.1  # times as slow: from here on a comparison at one budget says so
+
+
+def _shown(models: Sequence[ModelRecord]) -> list[ModelRecord]:
+    """The search's models, or all where a run has none."""
+    return [model for model in models if model.method == "search"] or list(models)
+
+
 def headline(models: Sequence[ModelRecord]) -> str:
     """One line: how many models were delivered and whether each keeps its budget."""
-    delivered = [model for model in models if model.method == "search"]
+    delivered = _shown(models)
     if not delivered:
-        return "No searched model has been delivered yet"
+        return "No model has been delivered yet"
     kept = sum(model.within_budget for model in delivered)
     count = len(delivered)
     noun = "model" if count == 1 else "models"
@@ -71,7 +79,7 @@ def headline(models: Sequence[ModelRecord]) -> str:
 
 def deliveries(models: Sequence[ModelRecord]) -> list[str]:
     """One phrase a delivered model: '0.8 ms -> 0.784 ms measured, 91.2 %', with an arrow."""
-    delivered = sorted((m for m in models if m.method == "search"), key=lambda m: (m.budget_ms, m.name))
+    delivered = sorted(_shown(models), key=lambda m: (m.budget_ms, m.name))
     return [
         f"{budget_text(m.budget_ms)} ms \N{RIGHTWARDS ARROW} {ms_text(m.measured_ms)} ms measured, "
         f"{m.accuracy_percent:.1f} %" + ("" if m.within_budget else f" ({_excess(m)} above its budget)")
@@ -93,7 +101,7 @@ def verdict(
 
 
 def caveats(models: Sequence[ModelRecord], *, unreachable: Sequence[UnreachableRecord] = ()) -> list[str]:
-    """Methods that found nothing within a budget, budgets without a baseline, and models above their budget."""
+    """Methods without a model, budgets without a baseline, models that differ in latency or are above their budget."""
     sentences = []
     for lost in unreachable:
         sentences.append(
@@ -104,6 +112,14 @@ def caveats(models: Sequence[ModelRecord], *, unreachable: Sequence[UnreachableR
     compared = {model.budget_ms for model in models if model.method != "search"}
     for budget_ms in sorted({model.budget_ms for model in models if model.method == "search"} - compared - explained):
         sentences.append(f"At {budget_text(budget_ms)} ms no baseline was retrained: nothing to compare with.")
+    for budget_ms in sorted({model.budget_ms for model in models}):
+        measured = sorted((m.measured_ms, method_text(m.method)) for m in models if m.budget_ms == budget_ms)
+        (least_ms, small), (most_ms, large) = measured[0], measured[-1]
+        if most_ms > UNEQUAL * least_ms and small != large:
+            sentences.append(
+                f"At {budget_text(budget_ms)} ms the models are not equally fast: {small} takes {ms_text(least_ms)} ms,"
+                f" {large} {ms_text(most_ms)} ms, so a part of the difference between them is one of latency."
+            )
     for model in models:
         if not model.within_budget:
             sentences.append(

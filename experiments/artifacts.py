@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pydantic import Field
 from experiments.experiment import Experiment, differences
 from search.measure import Machine, machine
 from supernet.schema import Record, UserError, load, save
+from train.images import list_splits
 
 PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "onnx", "numpy", "scipy")
 
@@ -89,8 +89,8 @@ class RunFolder:
         """Make the folder this experiment's, or check that it is already. Raises as `check` does."""
         self.check(experiment, redo=redo)
         if not self.exists:
-            save(experiment, self.path / "config.json")
             save(Manifest(experiment=experiment.name), self.path / "manifest.json")
+            save(experiment, self.path / "config.json")  # last: its presence says that the folder is a run
         elif self.config != experiment:
             save(experiment, self.path / "config.json")
 
@@ -100,7 +100,9 @@ class RunFolder:
         That is one with other files, of another experiment, or, without `redo`, of the same with other settings.
         """
         if not self.exists:
-            if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            if self.path.is_dir() and any(
+                entry.name not in (".lock", "manifest.json") for entry in self.path.iterdir()
+            ):
                 raise UserError(f"{self.path}: is not empty and holds no run; name another folder with --out")
             return
         there = self.config
@@ -171,7 +173,8 @@ class RunFolder:
 
 def _without_place(experiment: Experiment) -> Experiment:
     """The experiment without what says where it runs: a run may go on with other threads or on another device."""
-    return experiment.model_copy(update={"device": "auto", "threads": 0, "processes": 0})
+    data = experiment.data.model_copy(update={"workers": 0})
+    return experiment.model_copy(update={"device": "auto", "threads": 0, "processes": 0, "data": data})
 
 
 def sha256(path: Path) -> str:
@@ -189,17 +192,12 @@ def digest_of(value: object) -> str:
 
 
 def folder_digest(path: str) -> str:
-    """The identity of a data set on disk: the names and sizes of its files (the embedded digits are their name)."""
+    """The identity of a data set on disk: the names and sizes of its images (the embedded digits are their name)."""
     root = Path(path)
     if not root.is_dir():
         return path
-    found = []
-    for directory, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            file = Path(directory, name)
-            found.append((file.relative_to(root).as_posix(), file.stat().st_size))
-    return digest_of(found)
+    images = [Path(file) for split in list_splits(root) for file in split.paths]
+    return digest_of([(file.relative_to(root).as_posix(), file.stat().st_size) for file in images])
 
 
 def environment(*, threads: int, command: str) -> Environment:

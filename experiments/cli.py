@@ -59,7 +59,7 @@ def run_command(
 ) -> None:
     """Run an experiment: supernet, table, search, retrain, export, evaluate, report. Run it again to go on."""
     from experiments.console import Screen
-    from experiments.pipeline import check_ahead, run_stages
+    from experiments.pipeline import check_ahead, run_stages, up_to
     from experiments.plan import print_plan
     from experiments.plugins import import_plugins
     from experiments.run import Run
@@ -78,7 +78,7 @@ def run_command(
     count_images(described.data)  # quick, and said before images are decoded
     folder.check(described, redo=redo)
     run = Run(described, folder, screen, command=_command(), plugins=plugin or ())
-    check_ahead(run, until=until)
+    check_ahead(run, up_to(until), redo=redo)
     with folder.locked():
         folder.claim(described, redo=redo)
         run_stages(run, until=until)
@@ -121,7 +121,7 @@ def _stage_command(name: str, summary: str) -> None:
         plugin: PluginOption = None,
     ) -> None:
         from experiments.console import Screen
-        from experiments.pipeline import check_startable, run_stage
+        from experiments.pipeline import check_ahead, check_startable, run_stage
         from experiments.plugins import import_plugins
         from experiments.run import Run
         from experiments.stages import stage_named
@@ -130,9 +130,11 @@ def _stage_command(name: str, summary: str) -> None:
         described, folder = _opened(experiment, out, tuple(override or ()))
         stage = stage_named(name)
         check_startable(stage, described, folder)
+        folder.check(described, redo=redo)
+        run = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
+        check_ahead(run, (stage,), redo=redo)
         with folder.locked():
             folder.claim(described, redo=redo)
-            run = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
             run_stage(run, stage, redo=redo)
 
 
@@ -171,6 +173,14 @@ def main() -> None:
         if not isinstance(error, UserError):
             raise
         print(f"slimformer: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that may not be read: the machine's, not the code's
+        print(f"slimformer: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"slimformer: out of GPU memory ({str(error).split('. ')[0]}); lower a batch_size", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(_interrupted())

@@ -23,7 +23,7 @@ from experiments.solving import Solver
 from search.measure import Net, Timing, measure
 from search.runtimes.onnx_runtime import OnnxRuntime
 from search.slimming import BudgetUnreachable
-from supernet import Architecture, MetaFormer, cost
+from supernet import Architecture, MetaFormer, UserError, cost
 from supernet.onnx_export import export_onnx, onnx_parity
 from supernet.schema import save
 from train.checkpoint import load_weights, save_weights
@@ -33,6 +33,7 @@ from train.splits import evaluation_batches
 
 MOST_TRIES = 4
 FIRST_PAUSE_SECONDS = 0.5
+MOST_DIFFERENCE = 1e-2  # of the largest logit, between ONNX and torch: far above rounding
 PAUSES = 7  # 63.5 s, which is less than training another model
 
 
@@ -55,6 +56,9 @@ def export_models(run: Run) -> list[Path]:
         batch_size=run.experiment.table.batch_size,
         models=tuple(results),
     )
+    if solver.trajectory is not None:  # made again, and longer, because a model measured above its budget
+        solver.trajectory.save(run.path / "trajectory-export.jsonl")
+        paths.append(run.path / "trajectory-export.jsonl")
     save(record, run.path / "exported.json")
     return [*paths, run.path / "exported.json"]
 
@@ -126,7 +130,7 @@ def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) 
             break
         tries += 1
         predicted_ms = delivery.rounds[-1].predicted_ms
-        directory = f"again/{tries}"
+        directory = f"again/{delivery.architecture.digest}"  # an interrupted training goes on with its own net alone
         with run.screen.bar(f"training {job.name} again") as advance:
             retrain_model(run, delivery.architecture, job, progress=advance, into=directory)
         _export(run, job, run.path / directory / job.name)
@@ -136,6 +140,10 @@ def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) 
 
 def _undisturbed(run: Run, job: Job, timing: Timing) -> tuple[Timing, int]:
     """A timing over the budget is taken again, after pauses: the fastest, and how many there were."""
+    if timing.median_ms > job.budget_ms:
+        run.screen.line(
+            f"  {job.name}: measures {timing.median_ms:.3f} ms, over its budget; measuring again after pauses"
+        )
     return least_disturbed(timing, lambda: _measure(run, [job])[job.name], enough_ms=job.budget_ms)
 
 
@@ -160,6 +168,11 @@ def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: i
     images, _ = next(iter(evaluation_batches(run.data.score, run.experiment.evaluate.parity_images)))
     with torch.inference_mode():
         parity = onnx_parity(model, folder / "model.onnx", images.cpu())
+    if parity.max_relative > MOST_DIFFERENCE:
+        raise UserError(
+            f"{folder / 'model.onnx'}: computes something else than the model: its logits differ by"
+            f" {100 * parity.max_relative:.2g} %; a block that decides by the values of a tensor cannot be exported"
+        )
     size = cost(architecture)
     return ExportedModel(
         job=job,

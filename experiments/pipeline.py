@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from experiments.artifacts import BegunStage, RunFolder, StageRecord, digest_of, folder_digest
+from experiments.artifacts import BegunStage, RunFolder, StageRecord, digest_of, folder_digest, sha256
 from experiments.experiment import Experiment
 from experiments.run import Run
-from experiments.stages import STAGES, Stage, clear_working_files
+from experiments.stages import STAGES, Stage, clear_checkpoint, clear_working_files
 from supernet import UserError
 from train.data import count_images
 
 
 def run_stages(run: Run, *, until: str | None = None) -> None:
     """Run every stage up to `until`, the last by default; finished ones are checked and skipped."""
-    for stage in _up_to(until):
+    for stage in up_to(until):
         run_stage(run, stage, redo=False)
 
 
-def check_ahead(run: Run, *, until: str | None = None) -> None:
-    """Raise `UserError`, before anything is written, for what would stop an unfinished stage later."""
-    for stage in _up_to(until):
-        if not run.folder.exists or stage.name not in run.folder.manifest.stages:
-            stage.check(run)
+def check_ahead(run: Run, stages: Iterable[Stage], *, redo: bool) -> None:
+    """Raise `UserError`, before anything is written, for what would stop one of these stages that is still to do."""
+    for stage in stages:
+        if redo or not run.folder.exists or stage.name not in run.folder.manifest.stages:
+            _check_beginning(run, stage)
 
 
-def _up_to(until: str | None) -> tuple[Stage, ...]:
+def _check_beginning(run: Run, stage: Stage) -> None:
+    if stage.reads_images:
+        count_images(run.experiment.data)
+    stage.check(run)
+
+
+def up_to(until: str | None) -> tuple[Stage, ...]:
+    """The stages up to this one, or all."""
     names = [stage.name for stage in STAGES]
     return STAGES if until is None else STAGES[: names.index(until) + 1]
 
@@ -48,6 +56,7 @@ def run_stage(run: Run, stage: Stage, *, redo: bool) -> None:
         return
     begun = manifest.begun.get(stage.name)
     if begun is None or begun.key != key or redo:
+        _check_beginning(run, stage)  # before what an earlier try left is removed
         clear_working_files(stage.name, run.path)
         begun = BegunStage(key=key, seconds=0.0)
     run.folder.begin(stage.name, begun)
@@ -72,6 +81,7 @@ def run_stage(run: Run, stage: Stage, *, redo: bool) -> None:
             environment=run.environment,
         ),
     )
+    clear_checkpoint(stage.name, run.path)
     run.screen.line(f"{stage.name}: {minutes(seconds)}")
 
 
@@ -103,6 +113,8 @@ def _key(run: Run, stage: Stage) -> tuple[str, dict[str, str]]:
     content: dict[str, Any] = {"settings": stage.settings(run.experiment), "inputs": inputs}
     if stage.reads_images:
         content["images"] = folder_digest(run.experiment.data.path)
+        content |= {f"plugin {path.name}": sha256(path) for path in run.plugins}
+    content |= {f"file {path}": sha256(path) for path in stage.reads_files(run.experiment)}
     return digest_of(content), inputs
 
 

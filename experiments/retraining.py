@@ -45,8 +45,8 @@ def retrain_model(
         write_atomically(metrics_path(directory, NAME), metrics_path(twin, NAME).read_bytes())
     else:
         retrain(model, run.data, train, seed=seed, directory=directory, progress=progress, device=run.device)
+    architecture.save(trained_files(directory)[0])  # its presence says that the training is complete
     checkpoint_path(directory, NAME).unlink(missing_ok=True)
-    architecture.save(trained_files(directory)[0])  # last: its presence says that the training is complete
     return trained_files(directory)
 
 

@@ -15,6 +15,7 @@ from experiments.console import Screen, counted
 from experiments.experiment import Experiment
 from search.latency_audit import LatencyAudit, measure_models
 from search.latency_table import LatencyTable
+from search.measure import machine
 from search.runtimes import Runtime, runtime
 from supernet import Architecture, SearchSpace, Supernet, UserError
 from train.checkpoint import load_weights
@@ -22,6 +23,7 @@ from train.data import ImageData, open_data
 from train.randomness import generator_for
 from train.supernet_training import weights_path
 
+AUDIT = "latency-audit.json"
 REFERENCES = 6  # whole nets whose speed then and now tells the machine's
 MOST_AT_ONCE = 4  # each holds the decoded images of its own
 
@@ -85,14 +87,22 @@ class Run:
     @cached_property
     def table(self) -> LatencyTable:
         """The measured table, with the correction that its audit on whole nets found."""
-        (path,) = self.path.glob("latency-*-b*-t*.json")
-        correction = self.audit.correction
-        return LatencyTable.load(path).corrected(scale=correction.scale, constant_ms=correction.constant_ms)
+        written = self.folder.manifest.stages["table"].artifacts
+        (name,) = (name for name in written if name != AUDIT)
+        table, correction = LatencyTable.load(self.path / name), self.audit.correction
+        there = f"{table.machine.cpu}, {table.runtime.name} {table.runtime.version}"
+        here = f"{machine().cpu}, {self.runtime.name} {self.runtime.version}"
+        if there != here:
+            raise UserError(
+                f"{self.path / name}: was measured on another device ({there}; here: {here}); measure one here:"
+                f" slimformer table {self.path} --redo"
+            )
+        return table.corrected(scale=correction.scale, constant_ms=correction.constant_ms)
 
     @cached_property
     def audit(self) -> LatencyAudit:
         """The whole nets that were measured together with the table."""
-        return LatencyAudit.load(self.path / "latency-audit.json")
+        return LatencyAudit.load(self.path / AUDIT)
 
     def measure_at_tables_speed(self, net: Architecture, *, what: str) -> float:
         """The latency of a whole net in ms, at the speed that the machine had when the table was measured.

@@ -25,7 +25,7 @@ from experiments.models import (
     found,
 )
 from experiments.retraining import found_architecture, retrain_found, trained_files
-from experiments.run import Run
+from experiments.run import AUDIT, Run
 from experiments.scoring import discretization_gap
 from experiments.solving import Solver, architecture_path
 from experiments.workers import retrain_at_once
@@ -36,6 +36,7 @@ from search.table_building import build_table
 from supernet import Architecture, MetaFormer, Supernet, cost
 from supernet.schema import UserError, save
 from train.checkpoint import load_weights
+from train.distillation import teacher_files
 from train.evaluation import accuracy
 from train.loop import checkpoint_path, metrics_path
 from train.randomness import generator_for
@@ -48,7 +49,8 @@ from train.supernet_training import train_supernet, weights_path
 class Stage:
     """One step of the line.
 
-    `settings` is what it takes of the config, `reads` names the stages whose files it reads. `check` raises `UserError`
+    `settings` is what it takes of the config, `reads` names the stages whose files it reads, `reads_files` are a user's
+    own. `check` raises `UserError`
     for what would stop it and can be known before the stages that come first have taken their hours.
     """
 
@@ -57,6 +59,7 @@ class Stage:
     settings: Callable[[Experiment], dict[str, Any]]
     reads: Callable[[Experiment], tuple[str, ...]]
     reads_images: bool = True
+    reads_files: Callable[[Experiment], tuple[Path, ...]] = lambda experiment: ()
     check: Callable[[Run], object] = lambda run: None
 
 
@@ -85,7 +88,7 @@ def train_supernet_stage(run: Run) -> list[Path]:
         discretization_gap=discretization_gap(supernet, Solver(run).scorer, temperature=temperature),
     )
     save(importance, run.path / "importance.json")
-    checkpoint_path(run.supernet_directory, SUPERNET).unlink(missing_ok=True)
+    del run.supernet  # the gap has re-fitted its batch norm; who needs it reads the file
     return [
         weights_path(run.supernet_directory),
         metrics_path(run.supernet_directory, SUPERNET),
@@ -110,7 +113,7 @@ def table_stage(run: Run) -> list[Path]:
             progress=counted(advance),
         )
     checked = audit(table, timings)
-    table_path, audit_path = run.path / table.file_name, run.path / "latency-audit.json"
+    table_path, audit_path = run.path / table.file_name, run.path / AUDIT
     table.save(table_path)
     checked.save(audit_path)
     after = checked.held_out.mean_absolute_error_percent if checked.held_out else None
@@ -257,6 +260,8 @@ def _of(*fields: str) -> Callable[[Experiment], dict[str, Any]]:
             for part in field.split("."):
                 value = value[part]
             taken[field] = value
+        if "data" in taken:  # how many processes decode changes nothing
+            taken["data"] = {name: value for name, value in taken["data"].items() if name != "workers"}
         return taken
 
     return settings
@@ -292,6 +297,7 @@ STAGES: tuple[Stage, ...] = (
         retrain_stage,
         _of("data", "train", "seeds.data", "seeds.train"),
         _read_by_retraining,
+        reads_files=lambda experiment: teacher_files(experiment.train.distillation),
         check=lambda run: check_retraining(run.data, run.experiment.train),
     ),
     Stage(
@@ -314,6 +320,12 @@ def stage_named(name: str) -> Stage:
         if stage.name == name:
             return stage
     raise UserError(f"unknown stage {name!r} (known: {', '.join(stage.name for stage in STAGES)})")
+
+
+def clear_checkpoint(stage: str, folder: Path) -> None:
+    """Remove what only an interrupted supernet training needs, once its stage is on record."""
+    if stage == "supernet":
+        checkpoint_path(folder / "supernet", SUPERNET).unlink(missing_ok=True)
 
 
 def clear_working_files(stage: str, folder: Path) -> None:

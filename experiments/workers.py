@@ -7,7 +7,6 @@ A training of a small net leaves threads waiting for each other: on two cores, t
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import signal
 import time
@@ -58,14 +57,24 @@ def retrain_at_once(run: Run, jobs: Sequence[Job], *, processes: int) -> None:
     words = (experiment, run.path, run.plugins, waiting, reports)
     workers = [context.Process(target=_work, args=words) for _ in range(min(processes, len(jobs)))]
     try:
-        for worker in workers:
-            worker.start()
+        _start(workers)
         _follow(run, workers, reports, models=len(jobs))
     finally:
-        for worker in workers:
+        started = [worker for worker in workers if worker.pid is not None]
+        for worker in started:
             worker.terminate()
-        for worker in workers:
+        for worker in started:
             worker.join()
+
+
+def _start(workers: Sequence[SpawnProcess]) -> None:
+    """Start processes that Ctrl-C does not reach, from their first moment on: the run ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for worker in workers:
+            worker.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _follow(run: Run, workers: Sequence[SpawnProcess], reports: Queue[Report], *, models: int) -> None:
@@ -73,10 +82,10 @@ def _follow(run: Run, workers: Sequence[SpawnProcess], reports: Queue[Report], *
     steps: dict[Job, int] = {}
     with run.screen.bar(f"training {models} models, {len(workers)} at once") as advance:
         while any(worker.is_alive() for worker in workers) or not reports.empty():
+            _check(workers)
             try:
                 report = reports.get(timeout=REPORT_SECONDS)
             except queue.Empty:
-                _check(workers)
                 continue
             if report.mistake is not None:
                 raise UserError(report.mistake)
@@ -105,7 +114,8 @@ def _work(
 ) -> None:
     """A process: train one job after the other. Ctrl-C is left to the run, which ends its processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     torch.set_num_threads(experiment.threads)
     import_plugins(plugins)
     run = Run(experiment, RunFolder(folder), Screen(), command="", plugins=plugins)
@@ -114,7 +124,7 @@ def _work(
 
         def progress(done: int, total: int, figures: dict[str, float], job: Job = job) -> None:
             nonlocal told
-            if os.getppid() != parent:
+            if not parent.is_alive():
                 raise SystemExit("the run that this retraining belongs to is gone")
             if done == total or time.monotonic() - told > REPORT_SECONDS:
                 told = time.monotonic()

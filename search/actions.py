@@ -86,6 +86,12 @@ def first_token_block(space: SearchSpace, architecture: Architecture) -> tuple[i
     )
 
 
+def can_drop_token_block(space: SearchSpace, architecture: Architecture) -> bool:
+    """Whether there is a token block, and something to put in the place of the first."""
+    first = first_token_block(space, architecture)
+    return first is not None and any(c.is_identity or c.layout == "map" for c in space.candidates(first[0]))
+
+
 def skippable(space: SearchSpace, architecture: Architecture) -> list[tuple[int, int]]:
     """Stage and block numbers of the positions that are filled and may be identity."""
     flat = [candidate for chosen in space.choices(architecture) for candidate in chosen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from search.actions import (
     SkipPath,
     SlimmingAction,
     apply,
-    first_token_block,
+    can_drop_token_block,
     narrower_width,
     skippable,
 )
@@ -31,13 +32,20 @@ class Latencies(Protocol):
         ...
 
 
+def _rounded_up(value: float) -> float:
+    """To four digits, never down: a budget of what is said must be within reach."""
+    digit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return math.ceil(value / digit - 1e-9) * digit
+
+
 class BudgetUnreachable(UserError):
     """The budget is below what the space can reach on this device."""
 
     def __init__(self, budget_ms: float, smallest_ms: float) -> None:
         super().__init__(
             f"budget {budget_ms:g} ms is out of reach: the smallest architecture of the space takes"
-            f" {smallest_ms:.4g} ms on this device; raise the budget, or allow smaller widths or skipped blocks"
+            f" {_rounded_up(smallest_ms):.4g} ms on this device; raise the budget, or allow smaller widths or skipped"
+            " blocks"
         )
         self.budget_ms = budget_ms
         self.smallest_ms = smallest_ms
@@ -107,7 +115,7 @@ def _saving_actions(
     """Of each kind the first action, from the least important on, that the table says saves time."""
     kinds: tuple[list[SlimmingAction], ...] = (
         _skips(space, current.architecture, importance),
-        [DropFirst3D()] if first_token_block(space, current.architecture) else [],
+        [DropFirst3D()] if can_drop_token_block(space, current.architecture) else [],
         _narrowings(space, current.architecture, importance),
     )
     for actions in kinds:

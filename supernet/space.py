@@ -97,6 +97,13 @@ class SpaceShape(Record):
             bounds = stage.width_channels
             for width in range(bounds.smallest, bounds.largest + 1, self.granularity):
                 check_distinct(stage.candidates, width_channels=width, stage=number)
+        layouts = [{c.layout for c in stage.candidates if not c.is_identity} for stage in self.stages]
+        for number, (here, after) in enumerate(itertools.pairwise(layouts), start=1):
+            if here == {"tokens"} and "map" in after:
+                raise ValueError(
+                    f"stage {number}: has token blocks alone, but stage {number + 1} has blocks on maps; token blocks"
+                    f" come last, so give stage {number} a block on maps too"
+                )
         return self
 
 

@@ -7,7 +7,7 @@ from train.augment import AugmentConfig
 from train.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from train.data import DataConfig, ImageData, open_data, synthetic_data
 from train.distillation import DistillationConfig
-from train.evaluation import Accuracy, accuracy, accuracy_of_batches, loss, refit_batchnorm
+from train.evaluation import Accuracy, accuracy, accuracy_of_batches, refit_batchnorm
 from train.loop import LossDiverged, Progress
 from train.recipe import RecipeConfig
 from train.retraining import RetrainConfig, initial_model, retrain

@@ -41,6 +41,18 @@ class DistillationConfig(Record):
     hard: bool = True
 
 
+def teacher_files(config: DistillationConfig | None) -> tuple[Path, ...]:
+    """The files that a teacher is read from."""
+    if config is None:
+        return ()
+    named = [] if config.teacher.startswith(TIMM) else [config.teacher]
+    found = [Path(name) for name in (*named, config.weights) if name is not None]
+    for path in found:
+        if not path.is_file():
+            raise UserError(f"distillation: {path}: no such file")
+    return tuple(found)
+
+
 class Teacher(nn.Module):
     """A frozen model in evaluation mode, fed with images as it was trained to see them."""
 
@@ -79,14 +91,25 @@ def open_teacher(
         if config.weights is None:
             raise UserError(f"distillation.weights: required with the architecture {config.teacher}")
         model, wants = MetaFormer(Architecture.load(config.teacher)), normalisation
+        if model.architecture.in_channels != in_channels:
+            raise UserError(
+                f"distillation.teacher: {config.teacher} is made for {model.architecture.in_channels} channels, "
+                f"the data have {in_channels}"
+            )
         if model.architecture.resolution_px != resolution_px:
             raise UserError(
                 f"distillation.teacher: {config.teacher} is made for {model.architecture.resolution_px} px images, "
                 f"the data have {resolution_px}"
             )
         load_weights(model, Path(config.weights))
-    with torch.no_grad():
-        classes = model.eval()(torch.zeros(1, in_channels, *resolution_px)).shape[1]
+    try:
+        with torch.no_grad():
+            classes = model.eval()(torch.zeros(1, in_channels, *resolution_px)).shape[1]
+    except (AssertionError, RuntimeError) as error:  # how models of one input size say so
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"distillation.teacher: {config.teacher} does not take {resolution_px} px images ({reason})"
+        ) from None
     if classes != num_classes:
         raise UserError(f"distillation.teacher: {config.teacher} knows {classes} classes, the data have {num_classes}")
     return Teacher(model, seen_as=normalisation, wants=wants)

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,14 +27,6 @@ class Accuracy(Record):
         """Correct images in percent."""
         return 100 * self.correct / self.total
 
-    @property
-    def interval95(self) -> tuple[float, float]:
-        """Wilson's 95 % interval in percent: what another draw of as many images might have given."""
-        z, n, p = 1.959964, self.total, self.correct / self.total
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return 100 * (centre - half), 100 * (centre + half)
-
 
 def accuracy(model: nn.Module, split: Split, *, batch_size: int, precision: Precision) -> Accuracy:
     """Classify every image of the split, on the model's device and in evaluation mode."""
@@ -52,16 +42,6 @@ def accuracy_of_batches(model: nn.Module, batches: Iterable[Batch], *, precision
         correct += (logits_BK.argmax(dim=1) == labels_B).sum()
         total += len(labels_B)
     return Accuracy(correct=int(correct), total=total)
-
-
-def loss(model: nn.Module, split: Split, *, batch_size: int, precision: Precision) -> float:
-    """The mean cross-entropy (nats an image) over the split, without label smoothing."""
-    batches = evaluation_batches(split, batch_size, device=device_of(model))
-    summed, total = 0.0, 0
-    for logits_BK, labels_B in _outputs(model, batches, precision):
-        summed += float(F.cross_entropy(logits_BK.float(), labels_B, reduction="sum"))
-        total += len(labels_B)
-    return summed / total
 
 
 def refit_batchnorm(model: nn.Module, batches: Iterable[Batch], *, precision: Precision) -> None:

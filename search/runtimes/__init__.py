@@ -20,6 +20,7 @@ A runtime on an accelerator must wait for the device inside the callable: the cl
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol, TypeVar
@@ -72,7 +73,7 @@ def register_runtime(name: str) -> Callable[[FactoryT], FactoryT]:
 
     Raises `ValueError` if the name is taken.
     """
-    if name in _FACTORIES:
+    if name in _FACTORIES or (name in _BUILT_IN and _BUILT_IN[name] not in sys.modules):
         raise ValueError(f"runtime {name!r} is registered already")
 
     def register(factory: FactoryT) -> FactoryT:

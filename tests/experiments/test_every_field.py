@@ -179,7 +179,7 @@ FIELDS: dict[str, Shown | Ran] = {
 }
 
 # What says where a run happens, but not what comes out: a run may go on with other values.
-PLACE = {"schema_version", "device", "threads", "processes"}
+PLACE = {"schema_version", "device", "threads", "processes", "data.workers"}
 # The stages that must be done again when a field changes, by the longest beginning of its name that stands here.
 TOUCHED: dict[str, set[str]] = {
     "name": {"report"},

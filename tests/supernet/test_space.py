@@ -58,6 +58,20 @@ def names(space: SearchSpace, architecture: Architecture) -> list[list[str]]:
     return [[candidate.name for candidate in chosen] for chosen in space.choices(architecture)]
 
 
+def test_a_stage_of_token_blocks_alone_must_not_stand_before_one_of_maps() -> None:
+    def space(*candidates: list[str]) -> SearchSpace:
+        stages = [
+            {"depth": 1, "width_channels": {"smallest": 16, "largest": 16}, "candidates": chosen}
+            for chosen in candidates
+        ]
+        data = {"in_channels": 3, "resolution_px": [16, 16], "num_classes": 5, "stages": stages}
+        return parse(SearchSpace, data, source="space.yaml")
+
+    with pytest.raises(UserError, match="stage 1: has token blocks alone, but stage 2 has blocks on maps"):
+        space(["mb3d", "identity"], ["mb4d", "mb3d"])
+    assert space(["mb4d"], ["mb3d"], ["mb3d", "identity"]).largest.depth == 3
+
+
 def test_a_candidate_written_as_a_word_has_the_published_options() -> None:
     mb4d, mb3d, identity = SPACE.candidates(2)
     assert mb4d.block(32) == MB4D(mlp_channels=128, pool_kernel=3, layer_scale=1e-5)

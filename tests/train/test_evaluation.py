@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data import ImageData
-from train.evaluation import Accuracy, accuracy, accuracy_of_batches, loss, refit_batchnorm
+from train.evaluation import Accuracy, accuracy, accuracy_of_batches, refit_batchnorm
 from train.splits import evaluation_batches
 
 
@@ -39,15 +39,6 @@ def test_accuracy_counts_every_image_once(net: _Classifier, few_digits: ImageDat
     assert found == Accuracy(correct=int((net(images).argmax(1) == labels).sum()), total=96)
     assert found == accuracy_of_batches(net, [(images, labels)], precision="fp32")
     assert found.percent == 100 * found.correct / 96
-    expected = float(nn.functional.cross_entropy(net(images), labels).detach())
-    assert loss(net, few_digits.train, batch_size=20, precision="fp32") == pytest.approx(expected, rel=1e-5)
-
-
-def test_wilsons_interval_is_the_published_one() -> None:
-    low, high = Accuracy(correct=15, total=50).interval95  # Newcombe 1998 gives such intervals to four digits
-    assert (round(low, 1), round(high, 1)) == (19.1, 43.8)
-    assert Accuracy(correct=50, total=50).interval95[1] == pytest.approx(100)
-    assert Accuracy(correct=50, total=50).interval95[0] < 95
 
 
 def test_refitted_statistics_are_those_of_the_images(net: _Classifier, few_digits: ImageData) -> None:

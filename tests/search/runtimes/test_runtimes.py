@@ -10,7 +10,6 @@ from torch import nn
 from search import runtimes
 from search.measure import measure
 from search.runtimes import register_runtime, runtime, runtime_names
-from search.runtimes.onnx_runtime import measure_onnx
 from supernet.onnx_export import export_onnx
 from supernet.schema import UserError
 
@@ -96,14 +95,7 @@ def test_less_than_one_thread_is_refused():
 def test_an_exported_file_is_measured_with_at_least_thirty_runs(tmp_path):
     path = tmp_path / "net.onnx"
     export_onnx(small_net(), path, in_channels=3, resolution_px=(8, 8))
-    timing = measure_onnx(
-        [path],
-        in_channels=3,
-        resolution_px=(8, 8),
-        batch_size=1,
-        threads=1,
-        rounds=3,
-        generator=torch.Generator().manual_seed(0),
-    )[path]
+    net = runtime("onnxruntime", threads=1).load(path, (1, 3, 8, 8))
+    timing = measure({"net": net}, rounds=3, warmup=1, generator=torch.Generator().manual_seed(0))["net"]
     assert timing.runs >= 30
     assert 0 < timing.p10_ms <= timing.median_ms <= timing.p90_ms
