@@ -11,6 +11,7 @@ from search.actions import (
     SkipPath,
     SlimmingAction,
     apply,
+    can_drop_token_block,
     first_token_block,
     narrower_width,
     skippable,
@@ -63,8 +64,11 @@ def test_the_first_3d_block_becomes_identity_where_the_position_has_no_map_block
 
 def test_a_3d_block_that_nothing_can_replace_is_not_dropped(space: SearchSpace) -> None:
     data = space.model_dump(mode="json")
-    data["stages"][1]["candidates"] = data["stages"][1]["candidates"][1:]
+    for stage in data["stages"][1:]:
+        stage["candidates"] = [candidate for candidate in stage["candidates"] if candidate["type"] == "mb3d"]
     stuck = parse(SearchSpace, data, source="x")
+    assert can_drop_token_block(space, space.largest)
+    assert not can_drop_token_block(stuck, stuck.largest)
     with pytest.raises(UserError, match="stage 2, block 1: has no candidate but token blocks"):
         apply(DropFirst3D(), stuck.largest, space=stuck)
 
