@@ -21,7 +21,7 @@ setup(
         "analysis",
     ],
     package_data={
-        "supernet": ["py.typed"],
+        "supernet": ["py.typed", "published.yaml"],
         "supernet.zoo": ["*.yaml"],
         "search": ["py.typed"],
         "train": ["py.typed"],

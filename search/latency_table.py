@@ -13,11 +13,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, TypeAdapter, model_validator
 
 from search.measure import Machine
-from supernet.architecture import Architecture, Identity, Positive, strided
-from supernet.schema import Record, UserError, load, save
+from supernet.architecture import AnyDownsampling, AnyStem, Architecture, Head
+from supernet.block_types import AnyBlock, Identity, Positive
+from supernet.schema import Record, UserError, canonical, load, save
 
 Part = Literal["stem", "block", "reshape", "downsampling", "head"]
 Grid = tuple[int, int]
@@ -54,13 +55,8 @@ def key_of(
     layout: Literal["map", "tokens"] = "map",
 ) -> LatencyKey:
     """The key of a part; `record` is None for a reshape, which has no options."""
-    spec = "{}" if record is None else canonical(record.model_dump(mode="json"))
+    spec = "{}" if record is None else canonical(record)
     return LatencyKey(part, spec, layout, in_channels, out_channels, grid)
-
-
-def canonical(data: object) -> str:
-    """JSON with sorted keys and no spaces."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
 def keys(architecture: Architecture) -> list[LatencyKey]:
@@ -69,9 +65,7 @@ def keys(architecture: Architecture) -> list[LatencyKey]:
     found = [
         key_of("stem", stem, in_channels=architecture.in_channels, out_channels=width, grid=architecture.resolution_px)
     ]
-    grid = architecture.resolution_px
-    for stride in stem.strides:
-        grid = strided(grid, stride)
+    grid = stem.grid(architecture.resolution_px)
     layout: Literal["map", "tokens"] = "map"
     for stage in architecture.stages:
         if stage.downsampling is not None:
@@ -84,7 +78,7 @@ def keys(architecture: Architecture) -> list[LatencyKey]:
                     grid=grid,
                 )
             )
-            grid = strided(grid, stage.downsampling.stride)
+            grid = stage.grid(grid)
         width, layout = stage.width_channels, "map"
         for block in stage.blocks:
             if isinstance(block, Identity):
@@ -144,7 +138,27 @@ class Entry(Record):
     @property
     def key(self) -> LatencyKey:
         """What this entry is looked up by."""
-        return LatencyKey(self.part, canonical(self.spec), self.layout, self.in_channels, self.out_channels, self.grid)
+        spec = _canonical_spec(self.part, json.dumps(self.spec, sort_keys=True, separators=(",", ":")))
+        return LatencyKey(self.part, spec, self.layout, self.in_channels, self.out_channels, self.grid)
+
+
+_RECORDS: dict[str, TypeAdapter[Any]] = {
+    "stem": TypeAdapter(AnyStem),
+    "downsampling": TypeAdapter(AnyDownsampling),
+    "head": TypeAdapter(Head),
+    "block": TypeAdapter(AnyBlock),
+}
+
+
+@lru_cache(maxsize=65536)
+def _canonical_spec(part: Part, spec: str) -> str:
+    """The canonical JSON of a part that was written down when its record had fewer or more fields at their defaults."""
+    if part not in _RECORDS:
+        return spec
+    try:
+        return canonical(_RECORDS[part].validate_json(spec))
+    except ValueError:  # a block of a plugin that is not loaded: no architecture here can ask for it
+        return spec
 
 
 class Correction(Record):

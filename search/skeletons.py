@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from search.latency_table import LatencyKey, key_of, reshape_key
-from supernet.architecture import Block, Head, Positive, Stage, Stem, grids_of
+from supernet.architecture import AnyStem, Head, Stage, stage_grids
+from supernet.block_types import Block, Positive
 from supernet.blocks import build_block
 from supernet.metaformer import MetaFormerStage
 from supernet.schema import Record
 from supernet.space import SearchSpace
-from supernet.stem import DownsamplingModule, HeadModule, StemModule
+from supernet.stem import HeadModule, build_downsampling, build_stem
 
 ENTRY_CHANNELS = 8  # what a skeleton without a stem is fed with: cheap, and it cancels in every difference
 
@@ -35,7 +36,7 @@ class Skeleton(Record):
 
     in_channels: Positive
     grid: tuple[Positive, Positive]
-    stem: Stem | None
+    stem: AnyStem | None
     stages: tuple[Stage, ...]
     head: Head | None
 
@@ -47,8 +48,7 @@ class Skeleton(Record):
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the feature map in every stage."""
-        stem_strides = self.stem.strides if self.stem is not None else ()
-        return grids_of(self.grid, stem_strides=stem_strides, stage_strides=[stage.stride for stage in self.stages])
+        return stage_grids(self.grid if self.stem is None else self.stem.grid(self.grid), self.stages)
 
 
 class SkeletonModule(nn.Module):
@@ -60,21 +60,21 @@ class SkeletonModule(nn.Module):
         self.entry: nn.Module = (
             nn.Conv2d(skeleton.in_channels, first, 1)
             if skeleton.stem is None
-            else StemModule(skeleton.stem, in_channels=skeleton.in_channels)
+            else build_stem(skeleton.stem, in_channels=skeleton.in_channels)
         )
         self.stages = nn.ModuleList()
-        width = first
+        width, before = first, skeleton.grid if skeleton.stem is None else skeleton.stem.grid(skeleton.grid)
         for stage, grid in zip(skeleton.stages, skeleton.grids, strict=True):
             blocks = [build_block(block, width_channels=stage.width_channels, grid=grid) for block in stage.blocks]
             downsampling = None
             if stage.downsampling is not None:
-                downsampling = DownsamplingModule(
-                    stage.downsampling, in_channels=width, out_channels=stage.width_channels
+                downsampling = build_downsampling(
+                    stage.downsampling, in_channels=width, out_channels=stage.width_channels, grid=before
                 )
             layouts = [block.layout for block in stage.blocks]
-            fold = skeleton.head is None or stage is not skeleton.stages[-1]
-            self.stages.append(MetaFormerStage(blocks, layouts, downsampling, fold=fold))
-            width = stage.width_channels
+            to_head = skeleton.head is not None and stage is skeleton.stages[-1]
+            self.stages.append(MetaFormerStage(blocks, layouts, downsampling, to_head=to_head))
+            width, before = stage.width_channels, grid
         self.head = None if skeleton.head is None else HeadModule(skeleton.head, width_channels=width)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

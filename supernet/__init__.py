@@ -3,14 +3,15 @@
 This room imports no other room of the project.
 """
 
-from supernet.architecture import Architecture, Block
+from supernet.architecture import Architecture
+from supernet.block_types import Block
 from supernet.blocks import build_block, register_block
 from supernet.candidate import Candidate
 from supernet.cost import Cost, cost
 from supernet.inherit import inherit
 from supernet.metaformer import MetaFormer
 from supernet.metapath import MetaPath
-from supernet.model_zoo import create_model, list_models, published_architecture
+from supernet.model_zoo import create_model, list_models, published, published_architecture
 from supernet.schema import UserError
 from supernet.space import SearchSpace
 from supernet.supernet import Sample, Supernet
@@ -31,6 +32,7 @@ __all__ = [
     "create_model",
     "inherit",
     "list_models",
+    "published",
     "published_architecture",
     "register_block",
 ]

@@ -3,187 +3,22 @@
 An `Architecture` holds everything that decides the shape of a standalone model: input channels and resolution, stem,
 per stage its width, downsampling and blocks (with absolute channel numbers), and the head. It is written and read as
 YAML or JSON, and its digest is its identity.
-
-Blocks are an open set: a block is a `Block` subclass with a `type`, registered by `register_block` in
-`supernet.blocks`. Fields that end in `_channels` are absolute; a search space gives them as `_ratio` of the stage's
-width (see `Block.at_width`).
 """
 
 from __future__ import annotations
 
-import builtins
-import json
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SerializeAsAny,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from supernet.schema import Record, UserError, digest, load, nearest, parse, save
+from supernet.block_types import AnyBlock, Identity, Norm, Positive
+from supernet.schema import Record, digest, load, save
 
-
-def _odd(value: int) -> int:
-    if value % 2 == 0:
-        raise ValueError(f"must be odd (got {value})")
-    return value
-
-
-Positive = Annotated[int, Field(gt=0)]
-OddKernel = Annotated[int, Field(gt=0), AfterValidator(_odd)]
-LayerScale = Annotated[float, Field(ge=0)]
-
-_BLOCK_TYPES: dict[str, type[Block]] = {}
-
-
-class Block(Record):
-    """What one position of a stage computes; subclass it to add your own.
-
-    `layout` says what the module takes and returns: "map" for B,C,H,W tensors, "tokens" for B,N,C tensors.
-    """
-
-    type: str
-    layout: ClassVar[Literal["map", "tokens"]] = "map"
-
-    @classmethod
-    def at_width(cls, width_channels: int, **options: Any) -> Block:
-        """The block that candidate options describe in a stage of this width.
-
-        For each field `X_channels` an option `X_ratio` gives it as a multiple of the width (rounded to an integer).
-        Raises `UserError` for an option that the block does not have.
-        """
-        values: dict[str, Any] = {}
-        for option, value in options.items():
-            stem = option.removesuffix("_ratio")
-            if option != stem and f"{stem}_channels" in cls.model_fields:
-                if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-                    raise UserError(f"{option}: must be a number above 0 (got {value!r})")
-                values[f"{stem}_channels"] = max(1, round(value * width_channels))
-            elif option in cls.model_fields and option != "type":
-                values[option] = value
-            else:
-                raise UserError(f"{option}: unknown option" + nearest(option, cls.option_names()))
-            if option != stem and f"{stem}_channels" in options:
-                raise UserError(f"{option} and {stem}_channels: give one of the two")
-        return parse(cls, {"type": cls.model_fields["type"].default} | values, source=cls.__name__)
-
-    @classmethod
-    def kind_of(cls, data: object) -> builtins.type[Record]:
-        """The registered block type that the data name, or `Block` itself."""
-        name = data.get("type") if isinstance(data, dict) else None
-        return _BLOCK_TYPES.get(name, cls) if isinstance(name, str) else cls
-
-    @classmethod
-    def option_names(cls) -> list[str]:
-        """The names a candidate of this type accepts in a search space."""
-        fields = [name for name in cls.model_fields if name != "type"]
-        return fields + [name.removesuffix("_channels") + "_ratio" for name in fields if name.endswith("_channels")]
-
-
-BlockT = TypeVar("BlockT", bound=Block)
-
-
-class Identity(Block):
-    """A position left out. It stays in the list, so that positions keep their numbers in the supernet."""
-
-    type: Literal["identity"] = "identity"
-
-
-class MB4D(Block):
-    """The 4D block of EfficientFormer: pooling mixer, convolutional channel MLP, both with layer scale."""
-
-    type: Literal["mb4d"] = "mb4d"
-    pool_kernel: OddKernel = 3
-    mlp_channels: Positive
-    layer_scale: LayerScale = 1e-5
-
-
-class MB3D(Block):
-    """The 3D block of EfficientFormer: attention with an offset bias table, linear channel MLP, both pre-normed.
-
-    `key_channels` and `value_channels` are per head, and do not depend on the stage's width.
-    """
-
-    type: Literal["mb3d"] = "mb3d"
-    layout: ClassVar[Literal["map", "tokens"]] = "tokens"
-    heads: Positive = 8
-    key_channels: Positive = 32
-    value_channels: Positive = 128
-    mlp_channels: Positive
-    layer_scale: LayerScale = 1e-5
-
-
-class SeparableConv(Block):
-    """A 4D block whose token mixer is a separable convolution (expand, depthwise, project), batch-normed.
-
-    The mixer follows ConvFormer's (facts: expansion 2, activation before the depthwise kernel) in MB4D's frame:
-    batch norm instead of layer norm, so that everything folds into convolutions at inference.
-    """
-
-    type: Literal["separable_conv"] = "separable_conv"
-    kernel: OddKernel = 3
-    mixer_channels: Positive
-    mlp_channels: Positive
-    activation: Literal["gelu", "relu"] = "gelu"
-    layer_scale: LayerScale = 1.0
-
-
-class Conv(Block):
-    """A 4D block whose token mixer is a dense convolution, batch-normed and activated.
-
-    On small images it learns more per second of training than pooling or a separable convolution does
-    (experiments/LOG.md), and it folds into one convolution and one activation at inference.
-    """
-
-    type: Literal["conv"] = "conv"
-    kernel: OddKernel = 3
-    mlp_channels: Positive
-    activation: Literal["gelu", "relu"] = "gelu"
-    layer_scale: LayerScale = 1.0
-
-
-def register_block_type(block: type[Block]) -> None:
-    """Make a `Block` subclass readable from files by its `type`. Raises `ValueError` if the name is taken."""
-    default = block.model_fields["type"].default
-    if not isinstance(default, str) or not default:
-        raise ValueError(f'{block.__name__}: needs `type: Literal["name"] = "name"`')
-    if _BLOCK_TYPES.get(default, block).__qualname__ != block.__qualname__:
-        raise ValueError(f"block type {default!r} is registered already, by {_BLOCK_TYPES[default].__name__}")
-    _BLOCK_TYPES[default] = block
-
-
-def block_type(name: str) -> type[Block]:
-    """The registered `Block` subclass of this type name. Raises `UserError` that names the nearest one."""
-    if name not in _BLOCK_TYPES:
-        raise UserError(
-            f"unknown block type {name!r}{nearest(name, _BLOCK_TYPES)}; a block of your own needs --plugin FILE"
-        )
-    return _BLOCK_TYPES[name]
-
-
-for _block in (Identity, MB4D, MB3D, SeparableConv, Conv):
-    register_block_type(_block)
-
-
-def _by_type(value: object, handler: ValidatorFunctionWrapHandler) -> Block:
-    if isinstance(value, Block):
-        return value
-    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-        raise ValueError("a block needs a type, such as {type: mb4d, ...}")
-    return block_type(value["type"]).model_validate_json(json.dumps(value))
-
-
-AnyBlock = Annotated[SerializeAsAny[Block], WrapValidator(_by_type)]
-
-Pooling = Literal["none", "max"]
+PoolingName = Literal["none", "max"]
 
 
 class Stem(Record):
@@ -199,7 +34,28 @@ class Stem(Record):
     hidden_channels: Positive
     strides: tuple[Positive, Positive] = (2, 2)
     activation: Literal["relu", "gelu"] = "relu"
-    pooling: Pooling = "none"
+    pooling: PoolingName = "none"
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of its output for an input of this size."""
+        for stride in self.strides:
+            size = strided(size, stride)
+        return size
+
+
+class PatchStem(Record):
+    """One large strided convolution with bias, then a norm: the stem of the MetaFormer baselines."""
+
+    type: Literal["patch"] = "patch"
+    width_channels: Positive
+    kernel: Positive = 7
+    stride: Positive = 4
+    padding: Annotated[int, Field(ge=0)] = 2
+    norm: Norm | None = Norm()
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of its output for an input of this size."""
+        return convolved(size, kernel=self.kernel, stride=self.stride, padding=self.padding)
 
 
 class Downsampling(Record):
@@ -211,35 +67,98 @@ class Downsampling(Record):
     added_later: ClassVar[frozenset[str]] = frozenset({"pooling"})
 
     stride: Positive = 2
-    pooling: Pooling = "none"
+    pooling: PoolingName = "none"
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of its output for an input of this size."""
+        return strided(size, self.stride)
+
+
+class PatchDownsampling(Record):
+    """A norm, then a strided convolution with bias: how the MetaFormer baselines open a stage."""
+
+    type: Literal["patch"] = "patch"
+    kernel: Positive = 3
+    stride: Positive = 2
+    padding: Annotated[int, Field(ge=0)] = 1
+    norm: Norm | None = Norm()
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of its output for an input of this size."""
+        return convolved(size, kernel=self.kernel, stride=self.stride, padding=self.padding)
+
+
+class DualDownsampling(Record):
+    """EfficientFormerV2's: a strided 3x3 convolution with batch norm, plus attention that asks from every s-th pixel.
+
+    `key_channels` and `value_channels` are per head.
+    """
+
+    type: Literal["dual"] = "dual"
+    stride: Positive = 2
+    heads: Positive = 8
+    key_channels: Positive = 16
+    value_channels: Positive = 64
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of its output for an input of this size."""
+        return strided(size, self.stride)
+
+
+def _kind(value: object) -> str:
+    """The tag of a stem or downsampling: those without a `type` are EfficientFormer's."""
+    found = value.get("type", "conv") if isinstance(value, dict) else getattr(value, "type", "conv")
+    return str(found)
+
+
+AnyStem = Annotated[Annotated[Stem, Tag("conv")] | Annotated[PatchStem, Tag("patch")], Discriminator(_kind)]
+AnyDownsampling = Annotated[
+    Annotated[Downsampling, Tag("conv")]
+    | Annotated[PatchDownsampling, Tag("patch")]
+    | Annotated[DualDownsampling, Tag("dual")],
+    Discriminator(_kind),
+]
 
 
 class Stage(Record):
     """Blocks of one width and resolution. `downsampling` is None where the stage keeps its input's shape."""
 
     width_channels: Positive
-    downsampling: Downsampling | None
+    downsampling: AnyDownsampling | None
     blocks: tuple[AnyBlock, ...]
 
-    @property
-    def stride(self) -> int:
-        """How much smaller the stage's map is than the one before it, along each side."""
-        return 1 if self.downsampling is None else self.downsampling.stride
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the stage's map after one of this size."""
+        return size if self.downsampling is None else self.downsampling.grid(size)
 
 
 class Head(Record):
-    """Norm, mean or maximum over tokens, linear classifier; with distillation a second classifier.
+    """Norm, mean or maximum over tokens, classifier; with distillation a second classifier.
 
-    `norm: layer_norm` normalises every token, as EfficientFormer does; `identity` leaves the norm out. `pooling: mean`
-    is EfficientFormer's; `max` takes every channel where it is strongest.
+    `norm: layer_norm` normalises every token, as EfficientFormer does, or with `norm_after_pooling` what the pooling
+    leaves (the MetaFormer baselines); `map_norm` the whole map (PoolFormer); `batch_norm` every channel
+    (EfficientFormerV2); `identity` leaves the norm out. `pooling: mean` is EfficientFormer's; `max` takes every channel
+    where it is strongest. The classifier is linear, or with `hidden_channels` linear, squared ReLU, layer norm,
+    dropout, linear.
     """
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"norm", "pooling"})
+    added_later: ClassVar[frozenset[str]] = frozenset(
+        {"norm", "norm_after_pooling", "norm_eps", "pooling", "hidden_channels"}
+    )
 
     num_classes: Positive
     distillation: bool = False
-    norm: Literal["layer_norm", "identity"] = "layer_norm"
+    norm: Literal["layer_norm", "map_norm", "batch_norm", "identity"] = "layer_norm"
+    norm_after_pooling: bool = False
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     pooling: Literal["mean", "max"] = "mean"
+    hidden_channels: Positive | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Head:
+        if self.norm_after_pooling and self.norm not in ("layer_norm", "identity"):
+            raise ValueError(f"norm_after_pooling: {self.norm} is a norm of maps, before the pooling")
+        return self
 
 
 class Architecture(Record):
@@ -248,7 +167,7 @@ class Architecture(Record):
     schema_version: Literal[1] = 1
     in_channels: Positive
     resolution_px: tuple[Positive, Positive]
-    stem: Stem
+    stem: AnyStem
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     head: Head
 
@@ -268,6 +187,8 @@ class Architecture(Record):
         for number, (previous, stage) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=2):
             if stage.downsampling is None and stage.width_channels != previous.width_channels:
                 raise ValueError(f"stage {number}: a change of width needs a downsampling")
+        if min(min(grid) for grid in self.grids) < 1:
+            raise ValueError(f"resolution_px: {self.resolution_px} leaves nothing of the map in the last stage")
         return self
 
     @property
@@ -278,8 +199,7 @@ class Architecture(Record):
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the feature map in every stage."""
-        strides = [stage.stride for stage in self.stages]
-        return grids_of(self.resolution_px, stem_strides=self.stem.strides, stage_strides=strides)
+        return stage_grids(self.stem.grid(self.resolution_px), self.stages)
 
     @property
     def depth(self) -> int:
@@ -301,9 +221,20 @@ class Architecture(Record):
         save(self, path)
 
 
+def stage_grids(grid: tuple[int, int], stages: Iterable[Stage]) -> tuple[tuple[int, int], ...]:
+    """Height and width of the feature map in every stage, the first one given a map of this size."""
+    return tuple(itertools.accumulate(stages, lambda size, stage: stage.grid(size), initial=grid))[1:]
+
+
 def strided(grid: tuple[int, int], stride: int) -> tuple[int, int]:
     """The output size of a 3x3 convolution with padding 1 and this stride."""
     return math.ceil(grid[0] / stride), math.ceil(grid[1] / stride)
+
+
+def convolved(grid: tuple[int, int], *, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """The output size of a convolution."""
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in grid)
+    return height, width
 
 
 def grids_of(

@@ -12,11 +12,28 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.activations import Activation, activation_module
-from supernet.architecture import MB3D, MB4D, Block, BlockT, Conv, Identity, SeparableConv, register_block_type
-from supernet.mixers import ConvMixer, OffsetAttention, PoolMixer, SeparableConvMixer
+from supernet.activations import StarReLU, activation_module
+from supernet.block_types import (
+    MB3D,
+    MB4D,
+    ActivationName,
+    AttentionFFN,
+    Block,
+    BlockT,
+    Conv,
+    Identity,
+    MetaFormerBlock,
+    SeparableConv,
+    UnifiedFFN,
+    register_block_type,
+)
+from supernet.efficientformer_v2 import DepthwiseMlp, TalkingAttention
+from supernet.layers import DropPath, LayerScale
+from supernet.mixers import ConvMixer, OffsetAttention, PoolMixer, SeparableConvMixer, mixer_module
+from supernet.norms import NormModule
 
 
 class BlockBuilder(Protocol):
@@ -55,39 +72,10 @@ def build_block(block: Block, *, width_channels: int, grid: tuple[int, int], dro
     return builder(block, width_channels=width_channels, grid=grid, drop_path=drop_path)
 
 
-class DropPath(nn.Module):
-    """Drops a residual branch for whole images with this probability while training, and rescales the rest."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape with the batch first."""
-        if not self.training or self.probability == 0.0:
-            return x
-        keep = 1.0 - self.probability
-        mask = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) < keep
-        return x * (mask.to(x.dtype) / keep)
-
-
-class LayerScale(nn.Module):
-    """A learnable factor per channel."""
-
-    def __init__(self, width_channels: int, initial: float, *, channels_first: bool) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((width_channels,), initial))
-        self.channels_first = channels_first
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B,C,H,W with `channels_first`, else B,N,C."""
-        return x * (self.gamma.view(-1, 1, 1) if self.channels_first else self.gamma)
-
-
 class ConvMlp(nn.Module):
     """The channel MLP of 4D blocks: 1x1 convolutions with batch norm, exact GELU between (EfficientFormer V1)."""
 
-    def __init__(self, width_channels: int, mlp_channels: int, activation: Activation = "gelu") -> None:
+    def __init__(self, width_channels: int, mlp_channels: int, activation: ActivationName = "gelu") -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(width_channels, mlp_channels, 1)
         self.norm1 = nn.BatchNorm2d(mlp_channels)
@@ -139,7 +127,7 @@ class MapBlock(nn.Module):
         mlp_channels: int,
         layer_scale: float,
         drop_path: float,
-        activation: Activation = "gelu",
+        activation: ActivationName = "gelu",
     ) -> None:
         super().__init__()
         self.token_mixer = mixer
@@ -222,3 +210,93 @@ class MB3DModule(nn.Module):
         """B,N,C to B,N,C, with N = H*W of the grid, row by row."""
         x_BNC = x_BNC + self.drop_path(self.ls1(self.token_mixer(self.norm1(x_BNC))))
         return x_BNC + self.drop_path(self.ls2(self.mlp(self.norm2(x_BNC))))  # type: ignore[no-any-return]
+
+
+@register_block(UnifiedFFN)
+class UnifiedFFNModule(nn.Module):
+    """EfficientFormerV2's local block: a channel MLP with a depthwise convolution inside, and layer scale."""
+
+    def __init__(self, block: UnifiedFFN, *, width_channels: int, grid: tuple[int, int], drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = DropPath(drop_path)
+        self.mlp = DepthwiseMlp(width_channels, block.mlp_channels)
+        self.ls2 = LayerScale(width_channels, block.layer_scale, channels_first=True)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        return x_BCHW + self.drop_path(self.ls2(self.mlp(x_BCHW)))  # type: ignore[no-any-return]
+
+
+@register_block(AttentionFFN)
+class AttentionFFNModule(nn.Module):
+    """EfficientFormerV2's global block: attention, then the local block's MLP, both with layer scale."""
+
+    def __init__(self, block: AttentionFFN, *, width_channels: int, grid: tuple[int, int], drop_path: float) -> None:
+        super().__init__()
+        self.token_mixer = TalkingAttention(block, width_channels=width_channels, grid=grid)
+        self.ls1 = LayerScale(width_channels, block.layer_scale, channels_first=True)
+        self.drop_path = DropPath(drop_path)
+        self.mlp = DepthwiseMlp(width_channels, block.mlp_channels)
+        self.ls2 = LayerScale(width_channels, block.layer_scale, channels_first=True)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        x_BCHW = x_BCHW + self.drop_path(self.ls1(self.token_mixer(x_BCHW)))
+        return x_BCHW + self.drop_path(self.ls2(self.mlp(x_BCHW)))  # type: ignore[no-any-return]
+
+
+class LinearMlp(nn.Module):
+    """The channel MLP of the MetaFormer baselines: two linear maps of every pixel with an activation between."""
+
+    def __init__(self, width_channels: int, mlp_channels: int, *, activation: ActivationName, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width_channels, mlp_channels, bias=bias)
+        self.act = activation_module(activation)
+        self.fc2 = nn.Linear(mlp_channels, width_channels, bias=bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W.
+
+        While training, the factor and the shift of StarReLU act through the weights of the second map: that is the
+        same, and spares passes over the hidden tensor, the largest of the block. (`act` and `fc2` are then not called.)
+        """
+        hidden = self.fc1(x_BCHW.permute(0, 2, 3, 1))
+        if self.training and isinstance(self.act, StarReLU):
+            return F.linear(F.relu(hidden).square(), *self.act.folded_into(self.fc2)).permute(0, 3, 1, 2)
+        return self.fc2(self.act(hidden)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
+@register_block(MetaFormerBlock)
+class MetaFormerBlockModule(nn.Module):
+    """The general MetaFormer block on maps; fastest on channels_last ones, which its norms leave in any case."""
+
+    def __init__(self, block: MetaFormerBlock, *, width_channels: int, grid: tuple[int, int], drop_path: float) -> None:
+        super().__init__()
+
+        def scale(initial: float | None) -> nn.Module:
+            return nn.Identity() if initial is None else LayerScale(width_channels, initial, channels_first=True)
+
+        self.norm1 = NormModule(block.norm, width_channels=width_channels)
+        self.token_mixer = mixer_module(block.mixer, width_channels=width_channels, grid=grid)
+        self.ls1, self.rs1 = scale(block.layer_scale), scale(block.residual_scale)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = NormModule(block.norm, width_channels=width_channels)
+        self.mlp = LinearMlp(width_channels, block.mlp_channels, activation=block.activation, bias=block.mlp_bias)
+        self.ls2, self.rs2 = scale(block.layer_scale), scale(block.residual_scale)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        x_BCHW = _joined(x_BCHW, self.rs1, self.drop_path(self.ls1(self.token_mixer(self.norm1(x_BCHW)))))
+        return _joined(x_BCHW, self.rs2, self.drop_path(self.ls2(self.mlp(self.norm2(x_BCHW)))))
+
+
+def _joined(x_BCHW: Tensor, scale: nn.Module, branch_BCHW: Tensor) -> Tensor:
+    """scale * x + branch, in one pass."""
+    if isinstance(scale, LayerScale):
+        return torch.addcmul(branch_BCHW, x_BCHW, scale.gamma.view(-1, 1, 1))
+    return x_BCHW + branch_BCHW

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from supernet.architecture import Block, Identity, block_type
+from supernet.block_types import Block, Identity, block_type
 from supernet.schema import Record
 
 

@@ -5,12 +5,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from supernet.architecture import Architecture, Identity
+from supernet.architecture import Architecture
+from supernet.block_types import Identity
 from supernet.blocks import build_block
-from supernet.stem import DownsamplingModule, HeadModule, StemModule
+from supernet.schema import UserError, write_atomically
+from supernet.stem import HeadModule, build_downsampling, build_stem
 
 
 class MetaFormerStage(nn.Module):
@@ -20,16 +26,16 @@ class MetaFormerStage(nn.Module):
     """
 
     def __init__(
-        self, blocks: list[nn.Module], layouts: Sequence[str], downsampling: nn.Module | None, *, fold: bool
+        self, blocks: list[nn.Module], layouts: Sequence[str], downsampling: nn.Module | None, *, to_head: bool
     ) -> None:
         super().__init__()
-        self.fold = fold
+        self.to_head = to_head
         self.downsampling = downsampling
         self.blocks = nn.ModuleList(blocks)
         self.layouts = tuple(layouts)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """A map B,C,H,W to a map of the stage's width and grid; without `fold`, to tokens if it ends with them."""
+        """A map B,C,H,W to a map of the stage's width and grid, or to tokens B,N,C before a head."""
         if self.downsampling is not None:
             x_BCHW = self.downsampling(x_BCHW)
         x, grid = x_BCHW, x_BCHW.shape[2:]
@@ -41,7 +47,9 @@ class MetaFormerStage(nn.Module):
                 x = to_tokens(x) if wanted == "tokens" else to_map(x, grid[0], grid[1])
                 layout = wanted
             x = block(x)
-        return to_map(x, grid[0], grid[1]) if self.fold and layout == "tokens" else x
+        if self.to_head:
+            return x if layout == "tokens" else to_tokens(x)
+        return x if layout == "map" else to_map(x, grid[0], grid[1])
 
 
 def to_tokens(x_BCHW: Tensor) -> Tensor:
@@ -58,15 +66,19 @@ class MetaFormer(nn.Module):
     """The standalone model of an `Architecture`: images B,C,H,W to logits B,classes.
 
     `drop_path_rate` is the last block's; the others follow linearly from 0 over the blocks that compute something.
-    With a distillation head it returns two logits while training, and their average otherwise.
+    `head_dropout` is before the last linear map. With a distillation head it returns two logits while training, and
+    their average otherwise.
     """
 
-    def __init__(self, architecture: Architecture, *, drop_path_rate: float = 0.0) -> None:
+    is_fused = False
+
+    def __init__(self, architecture: Architecture, *, drop_path_rate: float = 0.0, head_dropout: float = 0.0) -> None:
         super().__init__()
         self.architecture = architecture
-        self.stem = StemModule(architecture.stem, in_channels=architecture.in_channels)
+        self.stem = build_stem(architecture.stem, in_channels=architecture.in_channels)
         self.stages = nn.ModuleList()
         width, index = architecture.stem.width_channels, 0
+        before = architecture.stem.grid(architecture.resolution_px)
         for stage, grid in zip(architecture.stages, architecture.grids, strict=True):
             blocks = []
             for block in stage.blocks:
@@ -75,14 +87,44 @@ class MetaFormer(nn.Module):
                 index += not isinstance(block, Identity)
             downsampling = None
             if stage.downsampling is not None:
-                downsampling = DownsamplingModule(
-                    stage.downsampling, in_channels=width, out_channels=stage.width_channels
+                downsampling = build_downsampling(
+                    stage.downsampling, in_channels=width, out_channels=stage.width_channels, grid=before
                 )
             layouts = [block.layout for block in stage.blocks]
             last = stage is architecture.stages[-1]
-            self.stages.append(MetaFormerStage(blocks, layouts, downsampling, fold=not last))
-            width = stage.width_channels
-        self.head = HeadModule(architecture.head, width_channels=width)
+            self.stages.append(MetaFormerStage(blocks, layouts, downsampling, to_head=last))
+            width, before = stage.width_channels, grid
+        self.head = HeadModule(architecture.head, width_channels=width, dropout=head_dropout)
+
+    def fused(self) -> MetaFormer:
+        """The deploy form: a copy in evaluation mode with everything folded that is constant at inference."""
+        from supernet.fused import fused  # it knows all modules, this one among them
+
+        deployed = fused(self)
+        deployed.is_fused = True
+        return deployed
+
+    def save_pretrained(self, directory: Path | str) -> None:
+        """Write `config.json` (the architecture) and `model.safetensors`, the layout of model hubs."""
+        if self.is_fused:
+            raise ValueError("the deploy form has other tensors than its architecture; save the model it was made of")
+        directory = Path(directory)
+        self.architecture.save(directory / "config.json")
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_atomically(directory / "model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
+
+    @classmethod
+    def from_pretrained(cls, directory: Path | str, *, drop_path_rate: float = 0.0) -> MetaFormer:
+        """The model that `save_pretrained` wrote, in evaluation mode. Raises `UserError` for a spoilt folder."""
+        directory = Path(directory)
+        model = cls(Architecture.load(directory / "config.json"), drop_path_rate=drop_path_rate)
+        path = directory / "model.safetensors"
+        try:
+            model.load_state_dict(load_file(path))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: not the weights of {directory / 'config.json'} ({reason})") from None
+        return model.eval()
 
     def forward(self, images_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images B,C,H,W of the architecture's resolution to logits."""

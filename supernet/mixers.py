@@ -5,9 +5,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import assert_never
 
-from supernet.activations import Activation, activation_module
+from supernet.activations import activation_module
+from supernet.block_types import (
+    ActivationName,
+    NoMixing,
+    Pooling,
+    RandomMixing,
+    SelfAttention,
+    SeparableMixing,
+    TokenMixer,
+)
 
 
 class PoolMixer(nn.Module):
@@ -26,7 +37,7 @@ class SeparableConvMixer(nn.Module):
     """Expand (1x1), activation, depthwise convolution, project (1x1); batch norm after each convolution."""
 
     def __init__(
-        self, width_channels: int, mixer_channels: int, *, kernel: int, activation: Activation = "gelu"
+        self, width_channels: int, mixer_channels: int, *, kernel: int, activation: ActivationName = "gelu"
     ) -> None:
         super().__init__()
         self.pwconv1 = nn.Conv2d(width_channels, mixer_channels, 1, bias=False)
@@ -48,7 +59,7 @@ class SeparableConvMixer(nn.Module):
 class ConvMixer(nn.Module):
     """A dense convolution, batch norm and activation."""
 
-    def __init__(self, width_channels: int, *, kernel: int, activation: Activation) -> None:
+    def __init__(self, width_channels: int, *, kernel: int, activation: ActivationName) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width_channels, width_channels, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(width_channels)
@@ -57,6 +68,21 @@ class ConvMixer(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
         return self.act(self.norm(self.conv(x_BCHW)))  # type: ignore[no-any-return]
+
+
+def offset_index(grid: tuple[int, int], *, query_stride: int = 1) -> Tensor:
+    """Queries x keys: the place |dy| * W + |dx| of every pair's offset in a table of H*W biases.
+
+    Keys are all positions of the grid, queries every `query_stride`-th of them in both directions.
+    """
+    height, width = grid
+    (key_y, key_x), (query_y, query_x) = (
+        torch.meshgrid(torch.arange(0, height, step), torch.arange(0, width, step), indexing="ij")
+        for step in (1, query_stride)
+    )
+    y = (query_y.reshape(-1, 1) - key_y.reshape(1, -1)).abs()
+    x = (query_x.reshape(-1, 1) - key_x.reshape(1, -1)).abs()
+    return y * width + x
 
 
 class OffsetAttention(nn.Module):
@@ -74,17 +100,14 @@ class OffsetAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.key_channels, self.value_channels = heads, key_channels, value_channels
+        self.grid = grid
         self.qkv = nn.Linear(width_channels, heads * (2 * key_channels + value_channels))
         self.proj = nn.Linear(heads * value_channels, width_channels)
         for linear in (self.qkv, self.proj):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-        height, width = grid
-        self.attention_biases = nn.Parameter(torch.zeros(heads, height * width))
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        y, x = y.flatten(), x.flatten()
-        index = (y[:, None] - y[None, :]).abs() * width + (x[:, None] - x[None, :]).abs()
-        self.register_buffer("bias_index", index, persistent=False)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, grid[0] * grid[1]))
+        self.register_buffer("bias_index", offset_index(grid), persistent=False)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """B,N,C to B,N,C."""
@@ -94,3 +117,76 @@ class OffsetAttention(nn.Module):
         weights_BGNN = (scores_BGNN + self.attention_biases[:, self.bias_index]).softmax(dim=-1)
         mixed_BNGV = (weights_BGNN @ v.transpose(1, 2)).transpose(1, 2)
         return self.proj(mixed_BNGV.flatten(2))  # type: ignore[no-any-return]
+
+
+class SeparableMixer(nn.Module):
+    """Expand, activation, depthwise convolution, project, without biases and norms (ConvFormer)."""
+
+    def __init__(self, mixer: SeparableMixing, *, width_channels: int) -> None:
+        super().__init__()
+        hidden = mixer.hidden_channels
+        self.pwconv1 = nn.Linear(width_channels, hidden, bias=False)
+        self.act1 = activation_module(mixer.activation)
+        self.dwconv = nn.Conv2d(hidden, hidden, mixer.kernel, padding=mixer.kernel // 2, groups=hidden, bias=False)
+        self.pwconv2 = nn.Linear(hidden, width_channels, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W; the linear maps work on views of a channels_last map."""
+        x = self.act1(self.pwconv1(x_BCHW.permute(0, 2, 3, 1)))
+        x = self.dwconv(x.permute(0, 3, 1, 2))
+        return self.pwconv2(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
+class AttentionMixer(nn.Module):
+    """Multi-head self-attention over the positions of a map, without biases and positions (CAFormer)."""
+
+    def __init__(self, mixer: SelfAttention, *, width_channels: int) -> None:
+        super().__init__()
+        self.head_channels = mixer.head_channels
+        self.heads = max(1, width_channels // mixer.head_channels)
+        attention_channels = self.heads * mixer.head_channels
+        self.qkv = nn.Linear(width_channels, 3 * attention_channels, bias=False)
+        self.proj = nn.Linear(attention_channels, width_channels, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        height, width = x_BCHW.shape[2:]
+        x_BNC = x_BCHW.flatten(2).transpose(1, 2)
+        qkv_BN3GD = self.qkv(x_BNC).unflatten(2, (3, self.heads, self.head_channels))
+        q, k, v = qkv_BN3GD.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed_BGND = F.scaled_dot_product_attention(q, k, v)
+        x_BNC = self.proj(mixed_BGND.transpose(1, 2).flatten(2))
+        return x_BNC.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-any-return]
+
+
+class RandomMixer(nn.Module):
+    """A fixed random matrix over the positions, drawn once and kept in the state dict (RandFormer)."""
+
+    random_matrix: Tensor
+
+    def __init__(self, *, positions: int) -> None:
+        super().__init__()
+        self.register_buffer("random_matrix", torch.rand(positions, positions).softmax(dim=-1))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        height, width = x_BCHW.shape[2:]
+        mixed_BCN = x_BCHW.flatten(2) @ self.random_matrix.t()
+        return mixed_BCN.unflatten(2, (height, width))  # type: ignore[no-untyped-call,no-any-return]
+
+
+def mixer_module(mixer: TokenMixer, *, width_channels: int, grid: tuple[int, int]) -> nn.Module:
+    """The module of a token mixer, B,C,H,W to B,C,H,W."""
+    match mixer:
+        case Pooling():
+            return PoolMixer(mixer.kernel)
+        case NoMixing():
+            return nn.Identity()
+        case RandomMixing():
+            return RandomMixer(positions=grid[0] * grid[1])
+        case SeparableMixing():
+            return SeparableMixer(mixer, width_channels=width_channels)
+        case SelfAttention():
+            return AttentionMixer(mixer, width_channels=width_channels)
+        case _:
+            assert_never(mixer)

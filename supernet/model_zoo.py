@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from supernet.architecture import Architecture
 from supernet.metaformer import MetaFormer
-from supernet.schema import UserError, nearest, parse, parse_yaml
+from supernet.schema import Record, UserError, nearest, parse, parse_yaml
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -22,6 +22,26 @@ def published_architecture(name: str) -> Architecture:
         raise UserError(f"unknown model {name!r}" + nearest(name, list_models()))
     text = files("supernet.zoo").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return parse(Architecture, parse_yaml(text), source=f"supernet/zoo/{name}.yaml")
+
+
+class Published(Record):
+    """What the authors of a model published about it: ImageNet-1k top-1, and the centre crop that it was measured with.
+
+    The shorter side is scaled (bicubic) to the model's resolution over `crop_fraction`.
+    """
+
+    top1_percent: float
+    crop_fraction: float
+    source: str
+
+
+def published(name: str) -> Published:
+    """What was published about a model. Raises `UserError` for an unknown name."""
+    text = files("supernet").joinpath("published.yaml").read_text(encoding="utf-8")
+    known = parse_yaml(text)
+    if name not in known:
+        raise UserError(f"unknown model {name!r}" + nearest(name, known))
+    return parse(Published, known[name], source=f"supernet/published.yaml, {name}")
 
 
 def create_model(

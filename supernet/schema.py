@@ -163,10 +163,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def digest(value: Record) -> str:
     """The first 16 hex digits of the sha256 over the record's canonical JSON: its identity."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+
+
+def canonical(value: Record) -> str:
+    """JSON with sorted keys and no spaces, without later fields at their defaults (`Record.added_later`)."""
     data = value.model_dump(mode="json")
     _leave_out_later_defaults(value, data)
-    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
 def _leave_out_later_defaults(value: object, data: Any) -> None:
@@ -191,7 +195,8 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 
 
 def _line(record: type[Record], data: object, defect: Any) -> str:
-    location = [str(part + 1) if isinstance(part, int) else part for part in defect["loc"]]  # people count from 1
+    keys = _keys(data, defect["loc"], to_come=defect["type"] == "missing")
+    location = [str(key + 1) if isinstance(key, int) else key for key in keys]  # people count from 1
     name = ".".join(location) or "the whole"
     value = defect["input"]
     if defect["type"] == "extra_forbidden":
@@ -204,6 +209,22 @@ def _line(record: type[Record], data: object, defect: Any) -> str:
         return f"{name}: {message}" if location else message
     shown = repr(value)
     return f"{name}: {message[0].lower() + message[1:]} (got {shown if len(shown) <= 60 else shown[:57] + '...'})"
+
+
+def _keys(data: Any, location: tuple[Any, ...], *, to_come: bool) -> list[Any]:
+    """The parts of a validation error's location that are keys of the data, without names of a union's members.
+
+    With `to_come` the last one names what the data lack.
+    """
+    keys = []
+    for number, part in enumerate(location, start=1):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            if not (to_come and number == len(location)):
+                continue
+        keys.append(part)
+    return keys
 
 
 def _record_at(record: type[Record], data: Any, location: tuple[Any, ...]) -> type[Record] | None:

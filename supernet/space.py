@@ -15,16 +15,8 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from supernet.architecture import (
-    Architecture,
-    Block,
-    Downsampling,
-    Head,
-    Pooling,
-    Positive,
-    Stage,
-    Stem,
-)
+from supernet.architecture import Architecture, Downsampling, Head, PoolingName, Stage, Stem
+from supernet.block_types import Block, Positive
 from supernet.candidate import Candidate
 from supernet.schema import Record, UserError, digest, load, nearest, save
 
@@ -64,7 +56,7 @@ class StemSpace(Record):
 
     strides: tuple[Positive, Positive] = (2, 2)
     activation: Literal["relu", "gelu"] = "relu"
-    pooling: Pooling = "none"
+    pooling: PoolingName = "none"
 
 
 class SpaceShape(Record):
@@ -78,7 +70,7 @@ class SpaceShape(Record):
     granularity: Positive = 16
     stem: StemSpace = StemSpace()
     downsampling_stride: Positive = 2
-    downsampling_pooling: Pooling = "none"
+    downsampling_pooling: PoolingName = "none"
     stages: Annotated[tuple[StageSpace, ...], Field(min_length=1)]
     distillation_head: bool = False
     head_norm: Literal["layer_norm", "identity"] = "layer_norm"

@@ -5,9 +5,23 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from typing_extensions import assert_never
 
-from supernet.activations import activation_module
-from supernet.architecture import Downsampling, Head, Pooling, Stem
+from supernet.activations import SquaredReLU, activation_module
+from supernet.architecture import (
+    AnyDownsampling,
+    AnyStem,
+    Downsampling,
+    DualDownsampling,
+    Head,
+    PatchDownsampling,
+    PatchStem,
+    PoolingName,
+    Stem,
+)
+from supernet.block_types import Norm
+from supernet.efficientformer_v2 import DualDownsamplingModule
+from supernet.norms import NormModule
 
 
 class StemModule(nn.Module):
@@ -47,35 +61,140 @@ class DownsamplingModule(nn.Module):
         return self.pool(self.act(self.norm(self.conv(x_BCHW))))  # type: ignore[no-any-return]
 
 
-def _pool(stride: int, pooling: Pooling) -> nn.Module:
+class PatchStemModule(nn.Module):
+    """One large strided convolution with bias, then a norm (facts: MetaFormer baselines section 1.2)."""
+
+    def __init__(self, stem: PatchStem, *, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, stem.width_channels, stem.kernel, stride=stem.stride, padding=stem.padding)
+        self.norm = nn.Identity() if stem.norm is None else NormModule(stem.norm, width_channels=stem.width_channels)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images B,C,H,W to a map of the first stage's width."""
+        return self.norm(self.conv(images_BCHW))  # type: ignore[no-any-return]
+
+
+class PatchDownsamplingModule(nn.Module):
+    """A norm, then a strided convolution with bias (facts: MetaFormer baselines section 1.2)."""
+
+    def __init__(self, downsampling: PatchDownsampling, *, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        norm = downsampling.norm
+        self.norm = nn.Identity() if norm is None else NormModule(norm, width_channels=in_channels)
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            downsampling.kernel,
+            stride=downsampling.stride,
+            padding=downsampling.padding,
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C',H',W'."""
+        return self.conv(self.norm(x_BCHW))  # type: ignore[no-any-return]
+
+
+def build_stem(stem: AnyStem, *, in_channels: int) -> nn.Module:
+    """The module of a stem."""
+    match stem:
+        case Stem():
+            return StemModule(stem, in_channels=in_channels)
+        case PatchStem():
+            return PatchStemModule(stem, in_channels=in_channels)
+        case _:
+            assert_never(stem)
+
+
+def build_downsampling(
+    downsampling: AnyDownsampling, *, in_channels: int, out_channels: int, grid: tuple[int, int]
+) -> nn.Module:
+    """The module of a downsampling; `grid` is the height and width of the map that it is given."""
+    match downsampling:
+        case Downsampling():
+            return DownsamplingModule(downsampling, in_channels=in_channels, out_channels=out_channels)
+        case PatchDownsampling():
+            return PatchDownsamplingModule(downsampling, in_channels=in_channels, out_channels=out_channels)
+        case DualDownsampling():
+            return DualDownsamplingModule(downsampling, in_channels=in_channels, out_channels=out_channels, grid=grid)
+        case _:
+            assert_never(downsampling)
+
+
+def _pool(stride: int, pooling: PoolingName) -> nn.Module:
     """The maximum of every stride x stride pixels; at the far edges of an odd size, of those that are there."""
     return nn.Identity() if pooling == "none" or stride == 1 else nn.MaxPool2d(stride, ceil_mode=True)
 
 
 class HeadModule(nn.Module):
-    """Layer norm over tokens (or none), mean or maximum over tokens, then one or two linear classifiers.
+    """Norm (or none) and pooling in the head's order, then one or two classifiers.
 
     With distillation it returns the pair of logits while training and their average otherwise.
     """
 
-    def __init__(self, head: Head, *, width_channels: int) -> None:
+    def __init__(self, head: Head, *, width_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width_channels) if head.norm == "layer_norm" else nn.Identity()
-        self.pooling = head.pooling
-        self.fc = nn.Linear(width_channels, head.num_classes)
-        self.fc_distillation = nn.Linear(width_channels, head.num_classes) if head.distillation else None
-        for linear in (self.fc, self.fc_distillation):
-            if linear is not None:
-                nn.init.trunc_normal_(linear.weight, std=0.02)
-                nn.init.zeros_(linear.bias)
+        self.norm: nn.Module = nn.Identity()
+        if head.norm == "layer_norm":
+            self.norm = nn.LayerNorm(width_channels, eps=head.norm_eps)
+        elif head.norm == "map_norm":
+            self.norm = NormModule(Norm(over="map", bias=True, eps=head.norm_eps), width_channels=width_channels)
+        elif head.norm == "batch_norm":
+            self.norm = nn.BatchNorm2d(width_channels, eps=head.norm_eps)
+        self.norm_of_maps = head.norm in ("map_norm", "batch_norm")
+        self.norm_after_pooling, self.pooling = head.norm_after_pooling, head.pooling
+        self.dropout = nn.Dropout(dropout if head.hidden_channels is None else 0.0)  # a hidden layer has its own
+        self.fc = _classifier(head, width_channels=width_channels, dropout=dropout)
+        self.fc_distillation = None
+        if head.distillation:
+            self.fc_distillation = _classifier(head, width_channels=width_channels, dropout=dropout)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """A map B,C,H,W or tokens B,N,C to logits B,classes."""
-        x_BNC = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
-        x_BNC = self.norm(x_BNC)
+    def pooled(self, x_BNC: Tensor) -> Tensor:
+        """B,N,C to what the classifiers see, B,C."""
+        if self.norm_of_maps:
+            x_BNC = self.norm(x_BNC.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+        elif not self.norm_after_pooling:
+            x_BNC = self.norm(x_BNC)
         x_BC = x_BNC.mean(dim=1) if self.pooling == "mean" else x_BNC.amax(dim=1)
+        return self.norm(x_BC) if self.norm_after_pooling else x_BC
+
+    def classified(self, x_BC: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """B,C to logits B,classes: two while training with a distillation head, else their average."""
+        x_BC = self.dropout(x_BC)
         logits: Tensor = self.fc(x_BC)
         if self.fc_distillation is None:
             return logits
         distilled: Tensor = self.fc_distillation(x_BC)
         return (logits, distilled) if self.training else (logits + distilled) / 2
+
+    def forward(self, x_BNC: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Tokens B,N,C to logits B,classes."""
+        return self.classified(self.pooled(x_BNC))
+
+
+class MlpClassifier(nn.Module):
+    """Linear, squared ReLU, layer norm, dropout, linear (facts: MetaFormer baselines section 1.2)."""
+
+    def __init__(self, width_channels: int, hidden_channels: int, num_classes: int, *, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width_channels, hidden_channels)
+        self.act = SquaredReLU()
+        self.norm = nn.LayerNorm(hidden_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden_channels, num_classes)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """B,C to B,classes."""
+        return self.fc2(self.dropout(self.norm(self.act(self.fc1(x_BC)))))  # type: ignore[no-any-return]
+
+
+def _classifier(head: Head, *, width_channels: int, dropout: float) -> nn.Module:
+    classifier: nn.Module
+    if head.hidden_channels is None:
+        classifier = nn.Linear(width_channels, head.num_classes)
+    else:
+        classifier = MlpClassifier(width_channels, head.hidden_channels, head.num_classes, dropout=dropout)
+    for module in classifier.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+    return classifier

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from supernet.architecture import Architecture, Downsampling
+from supernet.architecture import AnyDownsampling, Architecture
 from supernet.elastic import Elastic
 from supernet.metaformer import to_map, to_tokens
 from supernet.metapath import MetaPath, Noise
 from supernet.space import SearchSpace
-from supernet.stem import DownsamplingModule, HeadModule, StemModule
+from supernet.stem import HeadModule, build_downsampling, build_stem
 
 Mixing = Literal["soft", "hard"]
 
@@ -47,20 +47,22 @@ class Supernet(nn.Module):
         self.smallest_widths = tuple(space.widths(stage)[0] for stage in range(1, len(space.stages) + 1))
         largest = space.largest
 
-        def build_stem(width: int) -> nn.Module:
-            return StemModule(space.stem_at(width), in_channels=space.in_channels)
+        def stem_at(width: int) -> nn.Module:
+            return build_stem(space.stem_at(width), in_channels=space.in_channels)
 
-        self.stem = Elastic(build_stem, self.largest_widths[0])
+        self.stem = Elastic(stem_at, self.largest_widths[0])
         self.downsamplings = nn.ModuleList()
         for index, stage in enumerate(largest.stages[1:], start=1):
             assert stage.downsampling is not None
 
-            def build_downsampling(
-                widths: tuple[int, ...], downsampling: Downsampling = stage.downsampling
+            def downsampling_at(
+                widths: tuple[int, ...],
+                downsampling: AnyDownsampling = stage.downsampling,
+                grid: tuple[int, int] = largest.grids[index - 1],
             ) -> nn.Module:
-                return DownsamplingModule(downsampling, in_channels=widths[0], out_channels=widths[1])
+                return build_downsampling(downsampling, in_channels=widths[0], out_channels=widths[1], grid=grid)
 
-            self.downsamplings.append(Elastic(build_downsampling, self.largest_widths[index - 1 : index + 1]))
+            self.downsamplings.append(Elastic(downsampling_at, self.largest_widths[index - 1 : index + 1]))
         self.metapaths = nn.ModuleList(
             MetaPath(
                 space.candidates(stage),
@@ -86,7 +88,7 @@ class Supernet(nn.Module):
                 x = metapath.soft(x, probabilities, width=width)
             else:
                 x = metapath.hard(x, probabilities, chosen=choice.chosen[index], width=width)
-        return self.head(x, choice.widths[-1])  # type: ignore[no-any-return]
+        return self.head(to_tokens(x), choice.widths[-1])  # type: ignore[no-any-return]
 
     def _run_architecture(self, images_BCHW: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
         choices = [candidate for chosen in self.space.choices(architecture) for candidate in chosen]
@@ -105,7 +107,7 @@ class Supernet(nn.Module):
                 layout = candidate.layout
             metapath = self._metapath(index)
             x = metapath.run(metapath.names.index(candidate.name), x, width=widths[stage - 1])
-        return self.head(x, widths[-1])  # type: ignore[no-any-return]
+        return self.head(x if layout == "tokens" else to_tokens(x), widths[-1])  # type: ignore[no-any-return]
 
     def _metapath(self, index: int) -> MetaPath:
         metapath = self.metapaths[index]

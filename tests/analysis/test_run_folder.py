@@ -18,6 +18,7 @@ import search.latency_audit
 import search.latency_table
 import search.trajectory
 import supernet.architecture
+import supernet.block_types
 from analysis import architecture_outline, files
 from analysis.run_folder import outline, read_run
 from supernet.schema import UserError
@@ -164,7 +165,7 @@ def test_an_outline_reads_what_an_architecture_saves_and_block_types_that_nobody
         stem=supernet.architecture.Stem(width_channels=16, hidden_channels=8),
         stages=(
             supernet.architecture.Stage(
-                width_channels=16, downsampling=None, blocks=(supernet.architecture.MB4D(mlp_channels=32),)
+                width_channels=16, downsampling=None, blocks=(supernet.block_types.MB4D(mlp_channels=32),)
             ),
             supernet.architecture.Stage(
                 width_channels=32, downsampling=supernet.architecture.Downsampling(), blocks=()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from search.importance import Importance, MetaPathImportance, StageImportance
-from supernet.architecture import Architecture, Identity
+from supernet.architecture import Architecture
+from supernet.block_types import Identity
 from supernet.schema import parse
 from supernet.space import SearchSpace
 

@@ -8,7 +8,8 @@ import pytest
 
 from search.latency_table import Correction, Entry, LatencyTable, Protocol, RuntimeName, UnmeasuredBlock, keys
 from search.measure import Machine
-from supernet.architecture import MB3D, MB4D, Architecture, Block, Downsampling, Head, Identity, Stage, Stem
+from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
+from supernet.block_types import MB3D, MB4D, Block, Identity
 from supernet.schema import UserError
 
 

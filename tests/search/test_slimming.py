@@ -12,7 +12,8 @@ from search.actions import DropFirst3D, NarrowStage, SkipPath, SlimmingAction, a
 from search.importance import Importance
 from search.slimming import BudgetUnreachable, check_reachable, slim
 from search.trajectory import Step, Trajectory
-from supernet.architecture import Architecture, Identity
+from supernet.architecture import Architecture
+from supernet.block_types import Identity
 from supernet.space import SearchSpace
 
 MakeImportance = Callable[..., Importance]

@@ -12,7 +12,8 @@ from search.actions import apply
 from search.importance import Importance
 from search.slimming import slim
 from search.trajectory import Trajectory
-from supernet.architecture import Architecture, Identity
+from supernet.architecture import Architecture
+from supernet.block_types import Identity
 from supernet.schema import UserError
 from supernet.space import SearchSpace
 

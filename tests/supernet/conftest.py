@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from supernet.architecture import Block
+from supernet.block_types import Block
 from supernet.blocks import register_block
 from supernet.schema import parse
 from supernet.space import SearchSpace
@@ -90,6 +90,23 @@ def randomized(module: nn.Module, *, seed: int = 0) -> nn.Module:
     return module
 
 
+def drawn(module: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Norms, biases, scales, bias tables and statistics drawn anew, in evaluation mode; linear maps stay as they are.
+
+    For nets that are too deep for `randomized`: their activations stay in range.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point() or (tensor.ndim > 1 and "attention_biases" not in name):
+            continue
+        factor = name.endswith(("running_var", "gamma", "scale")) or (tensor.ndim == 1 and name.endswith("weight"))
+        if factor:
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+        else:
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+    return module.eval()
+
+
 @pytest.fixture
 def supernet(space: SearchSpace) -> Supernet:
     """A supernet with random weights, norms and statistics, in evaluation mode."""
@@ -104,6 +121,12 @@ def supernet(space: SearchSpace) -> Supernet:
 def images(space: SearchSpace) -> Tensor:
     shape = (3, space.in_channels, *space.resolution_px)
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(name="drawn", scope="session")
+def _drawn() -> Any:
+    """The function that draws all but the linear maps of a deep net anew."""
+    return drawn
 
 
 @pytest.fixture(name="randomized", scope="session")

@@ -10,21 +10,8 @@ from typing import Any, Literal
 import pytest
 from pydantic import ValidationError
 
-from supernet.architecture import (
-    MB3D,
-    MB4D,
-    Architecture,
-    Block,
-    Downsampling,
-    Head,
-    Identity,
-    SeparableConv,
-    Stage,
-    Stem,
-    block_type,
-    register_block_type,
-    strided,
-)
+from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem, strided
+from supernet.block_types import MB3D, MB4D, Block, Identity, SeparableConv, block_type, register_block_type
 from supernet.schema import UserError, parse
 
 SUFFIXES = ("yaml", "json")
@@ -103,7 +90,7 @@ def another(place: tuple[str | int, ...]) -> Any:
         case "layer_norm":
             return changed(place, "identity")
         case None:
-            return changed(place, {"stride": 1})
+            return changed(place, 16 if place[-1] == "hidden_channels" else {"stride": 1})
     raise AssertionError(f"no other value known for {place}: {value!r}")
 
 

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.architecture import MB3D, MB4D, Block, Conv, Identity, SeparableConv, register_block_type
-from supernet.blocks import DropPath, build_block
+from supernet.block_types import MB3D, MB4D, Block, Conv, Identity, SeparableConv, register_block_type
+from supernet.blocks import build_block
 from supernet.candidate import Candidate
+from supernet.layers import DropPath
 from supernet.mixers import OffsetAttention, PoolMixer
 
 Randomized = Callable[..., nn.Module]

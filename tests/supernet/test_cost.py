@@ -5,18 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from supernet.architecture import (
-    MB3D,
-    MB4D,
-    Architecture,
-    Conv,
-    Downsampling,
-    Head,
-    Identity,
-    SeparableConv,
-    Stage,
-    Stem,
-)
+from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
+from supernet.block_types import MB3D, MB4D, Conv, Identity, SeparableConv
 from supernet.cost import cost
 from supernet.metaformer import MetaFormer
 from supernet.model_zoo import published_architecture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.architecture import MB3D, MB4D, Block, Conv, SeparableConv
+from supernet.block_types import MB3D, MB4D, Block, Conv, SeparableConv
 from supernet.blocks import build_block
 from supernet.elastic import Elastic, leading
 

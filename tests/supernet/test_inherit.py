@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from supernet.architecture import Architecture
-from supernet.blocks import DropPath
 from supernet.candidate import Candidate
 from supernet.elastic import leading
 from supernet.inherit import inherit
+from supernet.layers import DropPath
 from supernet.metaformer import MetaFormer
 from supernet.schema import UserError
 from supernet.space import SearchSpace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from supernet.architecture import MB3D, MB4D, Architecture, Downsampling, Head, Identity, SeparableConv, Stage, Stem
-from supernet.blocks import DropPath
+from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
+from supernet.block_types import MB3D, MB4D, Identity, SeparableConv
+from supernet.layers import DropPath
 from supernet.metaformer import MetaFormer, to_map, to_tokens
 from supernet.model_zoo import create_model, published_architecture
+from supernet.schema import UserError
 from supernet.space import SearchSpace
 from supernet.stem import HeadModule
 
@@ -126,23 +129,18 @@ def test_a_distillation_head_gives_two_logits_in_training_and_their_average_othe
     assert isinstance(model.train()(images), tuple)
 
 
-def test_a_head_takes_a_map_or_its_tokens_alike(model: MetaFormer) -> None:
-    x_BCHW = torch.randn(2, 24, 3, 5)
-    torch.testing.assert_close(model.head(x_BCHW), model.head(to_tokens(x_BCHW)))
-
-
 def test_a_head_without_a_norm_averages_and_classifies() -> None:
     head = HeadModule(Head(num_classes=5, norm="identity"), width_channels=24)
     assert [name for name, _ in head.named_parameters()] == ["fc.weight", "fc.bias"]
     x_BCHW = torch.randn(2, 24, 3, 5)
-    torch.testing.assert_close(head(x_BCHW), head.fc(x_BCHW.mean(dim=(2, 3))))
+    torch.testing.assert_close(head(to_tokens(x_BCHW)), head.fc(x_BCHW.mean(dim=(2, 3))))
 
 
 def test_a_head_of_maxima_classifies_every_channel_where_it_is_strongest(randomized: Randomized) -> None:
     head = randomized(HeadModule(Head(num_classes=5, pooling="max"), width_channels=24))
     x_BCHW = torch.randn(2, 24, 3, 5)
     normed = head.norm(to_tokens(x_BCHW))
-    torch.testing.assert_close(head(x_BCHW), head.fc(normed.max(dim=1).values))
+    torch.testing.assert_close(head(to_tokens(x_BCHW)), head.fc(normed.max(dim=1).values))
 
 
 def test_a_map_survives_the_way_to_tokens_and_back() -> None:
@@ -204,3 +202,20 @@ def test_the_published_architectures_are_those_of_the_paper() -> None:
         assert [block.layout for block in blocks].count("tokens") == token_blocks
         assert all(block.layout == "tokens" for block in blocks[-token_blocks:])
         assert architecture.resolution_px == (224, 224)
+
+
+def test_a_saved_model_comes_back_with_its_logits(model: MetaFormer, images: Tensor, tmp_path: Path) -> None:
+    model.eval().save_pretrained(tmp_path / "hub")
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == ["config.json", "model.safetensors"]
+    back = MetaFormer.from_pretrained(tmp_path / "hub")
+    assert back.architecture == model.architecture
+    assert torch.equal(back(images), model(images))
+
+
+@pytest.mark.parametrize("spoil", ["model.safetensors", "config.json"])
+def test_a_saved_model_that_was_cut_short_is_refused(model: MetaFormer, tmp_path: Path, spoil: str) -> None:
+    model.save_pretrained(tmp_path)
+    path = tmp_path / spoil
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=spoil):
+        MetaFormer.from_pretrained(tmp_path)

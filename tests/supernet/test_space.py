@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from supernet.architecture import MB3D, MB4D, Architecture, Identity, SeparableConv
+from supernet.architecture import Architecture
+from supernet.block_types import MB3D, MB4D, Identity, SeparableConv
 from supernet.candidate import Candidate
 from supernet.schema import UserError, parse
 from supernet.space import SearchSpace, SpaceShape, check_width

@@ -1,0 +1,31 @@
+"""Norms of the MetaFormer baselines."""
+
+# B batch, C channels, H W pixels
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supernet.block_types import Norm
+
+
+class NormModule(nn.Module):
+    """Layer norm of a map: of the channels of every pixel, or of the whole map; factors (and biases) a channel.
+
+    Over channels it leaves a channels_last map, whatever it is given, and copies nothing where it is given one.
+    """
+
+    def __init__(self, norm: Norm, *, width_channels: int) -> None:
+        super().__init__()
+        self.over, self.eps = norm.over, norm.eps
+        self.weight = nn.Parameter(torch.ones(width_channels))
+        self.bias = nn.Parameter(torch.zeros(width_channels)) if norm.bias else None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        if self.over == "map":
+            return torch.group_norm(x_BCHW, 1, self.weight, self.bias, self.eps)
+        x_BHWC = F.layer_norm(x_BCHW.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return x_BHWC.permute(0, 3, 1, 2)
