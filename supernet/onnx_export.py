@@ -25,6 +25,7 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 from torch import Tensor, nn
 
+from supernet.fused import fused
 from supernet.schema import UserError, write_atomically
 
 OPSET = 20
@@ -50,7 +51,8 @@ def onnx_bytes(model: nn.Module, *, input_shape: tuple[int, ...], exporter: Expo
     """The module as a serialized ONNX model with one input "images" and one output "logits", both batch-dynamic.
 
     `input_shape` is B,C,H,W of the example that is traced; only C, H and W stay fixed. `exporter` None is
-    `default_exporter()`. Batch norm is exported in eval mode; raises `ValueError` if the module is in training mode.
+    `default_exporter()`. What is exported is the deploy form (`supernet.fused`); raises `ValueError` if the module
+    is in training mode.
     """
     if model.training:
         raise ValueError("onnx export needs model.eval(): batch norm and drop path differ while training")
@@ -60,9 +62,10 @@ def onnx_bytes(model: nn.Module, *, input_shape: tuple[int, ...], exporter: Expo
         # torch announces the TorchScript exporter's removal on every call; default_exporter() is our answer to it.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        deployed = fused(model)
         if (exporter or default_exporter()) == "torchscript":
-            return _torchscript(model, example)
-        return _dynamo(model, example)
+            return _torchscript(deployed, example)
+        return _dynamo(deployed, example)
 
 
 def _torchscript(model: nn.Module, example: Tensor) -> bytes:
@@ -81,6 +84,8 @@ def _torchscript(model: nn.Module, example: Tensor) -> bytes:
 
 
 def _dynamo(model: nn.Module, example: Tensor) -> bytes:
+    if example.shape[0] == 1:  # torch.export takes a side of 1 for one that stays so
+        example = example.expand(2, *example.shape[1:]).contiguous()
     program = torch.onnx.export(
         model,
         (example,),

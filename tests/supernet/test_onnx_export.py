@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from supernet.architecture import MB3D, MB4D, Architecture, Downsampling, Head, SeparableConv, Stage, Stem
+from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
+from supernet.block_types import MB3D, MB4D, SeparableConv
 from supernet.metaformer import MetaFormer
 from supernet.onnx_export import export_onnx, onnx_bytes, onnx_parity, open_session
 from supernet.schema import UserError

@@ -1,0 +1,154 @@
+"""Modules that only the deploy form of a model has: two steps in one pass, and what is gathered once."""
+
+# B batch, C channels, H W pixels, N tokens, G heads
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supernet.efficientformer_v2 import DownsamplingAttention, TalkingAttention
+from supernet.layers import LayerScale
+from supernet.mixers import OffsetAttention
+
+
+def scale_outputs(linear: nn.Conv2d | nn.Linear, factor: Tensor) -> None:
+    """Multiply every output channel of a linear map."""
+    linear.weight.mul_(factor.view(-1, *[1] * (linear.weight.ndim - 1)))
+    if linear.bias is not None:
+        linear.bias.mul_(factor)
+
+
+class PooledResidual(nn.Module):
+    """x + factor * (pooled x - x), in one pass after the pooling."""
+
+    def __init__(self, pool: nn.Module, factor_C: Tensor) -> None:
+        super().__init__()
+        self.pool = pool
+        self.register_buffer("factor", factor_C.view(-1, 1, 1))
+
+    factor: Tensor
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        return torch.lerp(x_BCHW, self.pool(x_BCHW), self.factor.to(x_BCHW.dtype))
+
+
+class Residual(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x + self.branch(x)  # type: ignore[no-any-return]
+
+
+class BiasedAttention(nn.Module):
+    """`OffsetAttention` with its biases gathered and the scale of its products in the queries."""
+
+    def __init__(self, attention: OffsetAttention) -> None:
+        super().__init__()
+        self.heads, self.sizes = attention.heads, (attention.key_channels,) * 2 + (attention.value_channels,)
+        self.qkv, self.proj = attention.qkv, attention.proj
+        queries = torch.zeros(sum(self.sizes), dtype=torch.bool, device=self.qkv.weight.device)
+        queries[: attention.key_channels] = True
+        scale = torch.where(queries.repeat(self.heads), attention.key_channels**-0.5, 1.0)
+        scale_outputs(self.qkv, scale.to(self.qkv.weight.dtype))
+        self.register_buffer("bias_GNN", attention.attention_biases[:, attention.bias_index].clone())
+
+    bias_GNN: Tensor
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        """B,N,C to B,N,C."""
+        q, k, v = self.qkv(x_BNC).unflatten(2, (self.heads, -1)).split(self.sizes, dim=3)
+        weights_BGNN = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + self.bias_GNN).softmax(dim=-1)
+        return self.proj((weights_BGNN @ v.transpose(1, 2)).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class GatheredTalkingAttention(nn.Module):
+    """`TalkingAttention` with the biases, already mixed by the first talking heads, gathered, and no scale."""
+
+    def __init__(self, attention: TalkingAttention) -> None:
+        super().__init__()
+        self.heads, self.stride = attention.heads, attention.stride
+        self.stride_conv, self.act, self.proj = attention.stride_conv, attention.act, attention.proj
+        self.q, self.k, self.v, self.v_local = attention.q, attention.k, attention.v, attention.v_local
+        first = attention.talking_head1
+        bias_GNN = attention.attention_biases[:, attention.bias_index]
+        self.register_buffer("bias_GNN", first(bias_GNN[None])[0])
+        self.register_buffer("mixed_before", first.weight[:, :, 0, 0] * attention.scale)
+        self.talking_head2 = attention.talking_head2
+
+    bias_GNN: Tensor
+    mixed_before: Tensor
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        x = self.stride_conv(x_BCHW)
+        q, k = (map_.flatten(2).unflatten(1, (self.heads, -1)) for map_ in (self.q(x), self.k(x)))
+        products_BGNN = q.transpose(2, 3) @ k
+        scores_BGNN = F.conv2d(products_BGNN, self.mixed_before[:, :, None, None]) + self.bias_GNN
+        weights_BGNN = self.talking_head2(scores_BGNN.softmax(dim=-1))
+        v = self.v(x)
+        mixed = v.flatten(2).unflatten(1, (self.heads, -1)) @ weights_BGNN.transpose(2, 3)
+        local = self.v_local(v)
+        x = mixed.reshape(local.shape) + local
+        if self.stride > 1:
+            x = F.interpolate(x, size=x_BCHW.shape[2:], mode="bilinear")
+        return self.proj(self.act(x))  # type: ignore[no-any-return]
+
+
+class GatheredDownsamplingAttention(nn.Module):
+    """`DownsamplingAttention` with its biases gathered and the scale of its products in the queries."""
+
+    def __init__(self, attention: DownsamplingAttention) -> None:
+        super().__init__()
+        self.heads, self.act, self.proj = attention.heads, attention.act, attention.proj
+        self.q, self.k, self.v, self.v_local = attention.q, attention.k, attention.v, attention.v_local
+        *_, last = self.q.children()
+        assert isinstance(last, nn.Conv2d)
+        scale_outputs(last, torch.full((last.out_channels,), attention.scale).to(last.weight))
+        self.register_buffer("bias_GNN", attention.attention_biases[:, attention.bias_index].clone())
+
+    bias_GNN: Tensor
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C',H/s,W/s (rounded up)."""
+        v = self.v(x_BCHW)
+        q, k, values = (map_.flatten(2).unflatten(1, (self.heads, -1)) for map_ in (self.q(x_BCHW), self.k(x_BCHW), v))
+        weights_BGNN = (q.transpose(2, 3) @ k + self.bias_GNN).softmax(dim=-1)
+        local = self.v_local(v)
+        return self.proj(self.act((values @ weights_BGNN.transpose(2, 3)).reshape(local.shape) + local))  # type: ignore[no-any-return]
+
+
+class ShiftedSquaredReLU(nn.Module):
+    """relu(x)^2 + shift."""
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("shift", shift)
+
+    shift: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return F.relu(x).square() + self.shift
+
+
+class ScaledResidual(nn.Module):
+    """scale * x + branch(x), with one factor a channel, in one pass after the branch."""
+
+    def __init__(self, branch: nn.Module, scale: LayerScale) -> None:
+        super().__init__()
+        self.branch = branch
+        self.register_buffer("scale", scale.gamma.view(-1, 1, 1).clone())
+
+    scale: Tensor
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        return torch.addcmul(self.branch(x_BCHW), x_BCHW, self.scale)
