@@ -27,7 +27,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "experiments": ("supernet", "search", "train", "analysis"),
     "analysis": ("supernet.architecture", "supernet.schema"),
 }
-TORCH_FREE = ("supernet/architecture.py", "supernet/schema.py", "analysis/")
+TORCH_FREE = ("supernet/architecture.py", "supernet/block_types.py", "supernet/schema.py", "analysis/")
 TIMM_IN_SUPERNET = "supernet/timm_models.py"
 
 UNSAFE_MODULES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
