@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,16 @@ STAGE_HELP = {
     "evaluate": "Count the test images, once, with every delivered model.",
     "report": "Draw the report from the files of the other stages.",
 }
+
+
+class ExportLayout(str, Enum):
+    """The layouts that `slimformer convert` writes."""
+
+    SLIMFORMER = "slimformer"
+    TIMM = "timm"
+    SNAP = "snap"
+    SAIL = "sail"
+
 
 app = typer.Typer(
     add_completion=False,
@@ -95,9 +106,9 @@ def quickstart(out: OutOption = None) -> None:
 
 @app.command()
 def models(pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*") -> None:
-    """List the published models: parameters, MACs, resolution."""
+    """List the published models: parameters, MACs, resolution, ImageNet-1k top-1, source."""
     from experiments.console import Screen
-    from supernet import UserError, cost, list_models, published_architecture
+    from supernet import UserError, cost, list_models, published, published_architecture
 
     names = list_models(pattern)
     if not names:
@@ -107,8 +118,55 @@ def models(pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*
         architecture = published_architecture(name)
         size = cost(architecture)
         height, width = architecture.resolution_px
-        rows.append([name, f"{size.parameters:,}", f"{size.macs:,}", f"{height}x{width}"])
-    Screen().table("Published models", ["name", "parameters", "MACs", "resolution"], rows)
+        about = published(name)
+        sizes = [f"{size.parameters:,}", f"{size.macs:,}", f"{height}x{width}"]
+        rows.append([name, *sizes, f"{about.top1_percent:.1f}", about.source])
+    Screen().table("Published models", ["name", "parameters", "MACs", "resolution", "top-1 %", "source"], rows)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: Annotated[
+        str, typer.Option("--model", help="A published name, a run, a delivered model, an architecture or ONNX file.")
+    ],
+    weights: Annotated[Path | None, typer.Option("--weights", help="A checkpoint, in any known layout.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to print for an image.")] = 5,
+    plugin: PluginOption = None,
+) -> None:
+    """Say what a model sees in images: the likeliest classes with their probabilities."""
+    from experiments.console import Screen
+    from experiments.plugins import import_plugins
+    from experiments.predicting import open_classifier, predictions
+
+    import_plugins(plugin or [])
+    classifier = open_classifier(model, weights=weights)
+    rows = predictions(classifier, [str(image) for image in images], top=top)
+    Screen().table(classifier.name, ["image", "class", "probability %"], rows)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint: .safetensors, .pth or .pt.")],
+    to: Annotated[ExportLayout, typer.Option("--to", help="The project whose names the tensors get.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write: .safetensors or .pth.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="A published name or an architecture file (default: recognised).")
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights of a training checkpoint.")] = False,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", help="Pixels of the images that it was trained on, if not published.")
+    ] = None,
+) -> None:
+    """Write a checkpoint in another project's layout."""
+    from experiments.console import Screen
+    from supernet import Architecture, cost
+    from supernet.convert import convert_file
+
+    is_file = model is not None and Path(model).suffix in (".yaml", ".yml", ".json")
+    chosen = Architecture.load(model) if is_file and model is not None else model
+    architecture = convert_file(source, out, to=to.value, model=chosen, ema=ema, resolution_px=resolution)
+    Screen().line(f"{out}: {cost(architecture).parameters:,} parameters in the layout of {to.value}")
 
 
 def _stage_command(name: str, summary: str) -> None:

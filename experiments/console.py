@@ -45,13 +45,15 @@ class Screen:
             yield advance
 
     def table(self, title: str, header: list[str], rows: list[list[str]]) -> None:
-        """A table; the first column is text, the others are numbers."""
+        """A table; the first column is text, the others are numbers. However narrow the terminal, nothing is cut."""
         table = Table(title=title, title_justify="left")
         for index, name in enumerate(header):
             table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        needed = Console(width=1000).measure(table).maximum
+        wide = Console(file=self.console.file, width=max(needed, self.console.width), markup=False, emoji=False)
+        wide.print(table)
 
 
 def counted(advance: Advance) -> Callable[[int, int], None]:

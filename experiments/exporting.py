@@ -14,7 +14,6 @@ from experiments.models import (
     ExportedModel,
     FoundModel,
     Job,
-    Preprocessing,
     found,
 )
 from experiments.retraining import retrain_model
@@ -27,6 +26,7 @@ from supernet import Architecture, MetaFormer, UserError, cost
 from supernet.onnx_export import export_onnx, onnx_parity
 from supernet.schema import save
 from train.checkpoint import load_weights, save_weights
+from train.preprocessing import Preprocessing
 from train.randomness import generator_for
 from train.retraining import weights_path
 from train.splits import evaluation_batches

@@ -85,22 +85,6 @@ class Exported(Record):
     models: tuple[ExportedModel, ...]
 
 
-class Preprocessing(Record):
-    """What a delivered model expects of an image, and what its outputs are: `delivered/NAME/preprocessing.json`.
-
-    Scale the image to cover resolution / `crop_fraction`, crop the centre, divide by 255, subtract `mean`, divide by
-    `std`, one value a channel. Images stored at the resolution are left as they are.
-    """
-
-    schema_version: Literal[1] = 1
-    resolution_px: tuple[int, int]
-    channels: int
-    crop_fraction: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
-
-
 class EvaluatedModel(Record):
     """One delivered model with all of its figures; files are relative to the run folder."""
 
