@@ -18,7 +18,8 @@ from experiments.experiment import load_experiment
 from experiments.plugins import import_plugins
 from search import runtimes
 from search.measure import measure
-from supernet import Architecture, MetaFormer, SearchSpace, Supernet, architecture, blocks, inherit
+from supernet import Architecture, MetaFormer, SearchSpace, Supernet, block_types, blocks, create_model, inherit
+from supernet.convert import export_weights
 from supernet.schema import parse, parse_yaml
 from train import save_weights
 
@@ -62,7 +63,7 @@ def known_commands() -> dict[str, Any]:
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is registered in a test is forgotten after it."""
-    monkeypatch.setattr(architecture, "_BLOCK_TYPES", dict(architecture._BLOCK_TYPES))
+    monkeypatch.setattr(block_types, "_BLOCK_TYPES", dict(block_types._BLOCK_TYPES))
     monkeypatch.setattr(blocks, "_BUILDERS", dict(blocks._BUILDERS))
     monkeypatch.setattr(runtimes, "_FACTORIES", dict(runtimes._FACTORIES))
 
@@ -134,7 +135,7 @@ def test_the_readmes_runtime_runs_and_times_a_net_with_the_readmes_block() -> No
 
 
 def test_a_delivered_model_loads_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = snippet("load_weights")
+    code = snippet("from train import load_weights")
     (folder,) = re.findall(r'Path\("(.*?)"\)', code)
     space = {"in_channels": 3, "resolution_px": [16, 16], "num_classes": 10}
     stages = [{"depth": 1, "width_channels": {"smallest": 16, "largest": 16}, "candidates": ["mb4d"]}]
@@ -147,6 +148,24 @@ def test_a_delivered_model_loads_as_the_readme_says(tmp_path: Path, monkeypatch:
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(names["model"](images), model.eval()(images))
+
+
+def test_a_published_model_takes_a_checkpoint_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = snippet("from supernet.convert import load_weights")
+    (name,) = re.findall(r'create_model\("(.*?)"\)', code)
+    model = create_model(name)
+    monkeypatch.chdir(tmp_path)
+    torch.save(export_weights(model, "sail"), f"{name}.pth")
+    names: dict[str, MetaFormer] = {}
+    exec(code, names)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval()(images)
+        assert torch.equal(names["model"](images), expected)
+        torch.testing.assert_close(names["deployed"](images), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(MetaFormer.from_pretrained(name)(images), expected)
 
 
 def test_the_readmes_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
