@@ -10,6 +10,7 @@ gathered once. Dropout and drop path are gone.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import singledispatch
 from typing import TypeVar
 
@@ -75,51 +76,35 @@ def _folded(module: nn.Module) -> nn.Module:
     return module
 
 
-def _fold_norms(module: nn.Module, *pairs: tuple[str, str]) -> None:
-    """Fold batch norms into the convolutions before them, by the names of both."""
-    for conv, norm in pairs:
-        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
-        setattr(module, norm, nn.Identity())
-
-
-@_folded.register
-def _(dropped: DropPath) -> nn.Module:
+def _nothing(dropped: nn.Module) -> nn.Module:
+    """What is left at inference of a module that drops something while training."""
     return nn.Identity()
 
 
-@_folded.register
-def _(dropped: nn.Dropout) -> nn.Module:
-    return nn.Identity()
+_folded.register(DropPath, _nothing)
+_folded.register(nn.Dropout, _nothing)
 
 
-@_folded.register
-def _(stem: StemModule) -> nn.Module:
-    _fold_norms(stem, ("conv1", "norm1"), ("conv2", "norm2"))
-    return stem
+def _norms_into_convolutions(*pairs: tuple[str, str]) -> Callable[[nn.Module], nn.Module]:
+    """What folds these batch norms of a module into the convolutions before them, by the names of both."""
+
+    def fold(module: nn.Module) -> nn.Module:
+        for conv, norm in pairs:
+            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+            setattr(module, norm, nn.Identity())
+        return module
+
+    return fold
 
 
-@_folded.register
-def _(downsampling: DownsamplingModule) -> nn.Module:
-    _fold_norms(downsampling, ("conv", "norm"))
-    return downsampling
-
-
-@_folded.register
-def _(mlp: ConvMlp) -> nn.Module:
-    _fold_norms(mlp, ("fc1", "norm1"), ("fc2", "norm2"))
-    return mlp
-
-
-@_folded.register
-def _(mixer: ConvMixer) -> nn.Module:
-    _fold_norms(mixer, ("conv", "norm"))
-    return mixer
-
-
-@_folded.register
-def _(mixer: SeparableConvMixer) -> nn.Module:
-    _fold_norms(mixer, ("pwconv1", "norm1"), ("dwconv", "norm2"), ("pwconv2", "norm3"))
-    return mixer
+_folded.register(StemModule, _norms_into_convolutions(("conv1", "norm1"), ("conv2", "norm2")))
+_folded.register(DownsamplingModule, _norms_into_convolutions(("conv", "norm")))
+_folded.register(ConvMlp, _norms_into_convolutions(("fc1", "norm1"), ("fc2", "norm2")))
+_folded.register(ConvMixer, _norms_into_convolutions(("conv", "norm")))
+_folded.register(
+    SeparableConvMixer,
+    _norms_into_convolutions(("pwconv1", "norm1"), ("dwconv", "norm2"), ("pwconv2", "norm3")),
+)
 
 
 @_folded.register

@@ -57,7 +57,12 @@ def test_symbolic_trace_before_any_forward_keeps_sizes_dynamic(name: str, small:
 @pytest.mark.parametrize("name", ["efficientformer_l1", "caformer_s18"])
 def test_a_training_model_with_drop_path_is_traced_too(name: str) -> None:
     model = create_model(name, resolution_px=64, num_classes=5, drop_path_rate=0.3).train()
-    torch.fx.symbolic_trace(model)(images())
+    traced = torch.fx.symbolic_trace(model)
+    torch.manual_seed(0)
+    first = traced(images())
+    torch.manual_seed(0)
+    torch.testing.assert_close(model(images()), first)
+    assert not torch.equal(torch.stack(list(traced(images()))), torch.stack(list(first)))  # drawn anew
 
 
 @pytest.mark.parametrize("name", NAMES)
