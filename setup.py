@@ -59,6 +59,7 @@ setup(
         "test": [
             "pytest>=8.3",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.14",
             "mypy>=1.18",
             "types-PyYAML",

@@ -111,13 +111,17 @@ class RunFolder:
                 f"{self.path}: belongs to the experiment {there.name!r}, not to {experiment.name!r};"
                 " name another folder with --out"
             )
-        changed = differences(_without_place(there), _without_place(experiment))
+        changed = self.changed_settings(experiment)
         manifest = self.manifest
         if changed and not redo and (manifest.stages or manifest.begun):
             raise UserError(
                 f"{self.path}: holds this experiment with other settings: {', '.join(changed)}; name another folder"
                 " with --out, or add --redo to do again the stages that they touch"
             )
+
+    def changed_settings(self, experiment: Experiment) -> list[str]:
+        """The fields in which the experiment differs from the folder's, those that say where it runs left out."""
+        return differences(_without_place(self.config), _without_place(experiment))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -18,8 +18,9 @@ from search.measure import stopwatch_seconds
 from search.table_building import count_nets
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, cost
 from train.data import LARGEST_IN_MEMORY_BYTES, LARGEST_IN_MEMORY_IMAGES, ImageCounts, count_images
-from train.recipe import autocast
-from train.supernet_training import SupernetConfig
+from train.distillation import untrained_teacher
+from train.recipe import OptimizationConfig, autocast
+from train.retraining import RetrainConfig
 
 TABLE_SECONDS_PER_NET = 0.17  # build and rounds; measured: 144 nets in 20 to 31 s on two cores of an AMD EPYC
 PLAN_BATCH = 8  # photographs are timed in batches of this many at most, and scaled: a whole batch takes minutes
@@ -63,18 +64,27 @@ def print_plan(experiment: Experiment, folder: RunFolder, screen: Screen) -> Non
     _print_sizes(experiment, space, counts, screen)
     estimates = _estimates(experiment, space, counts, device)
     held_bytes = RUNTIME_BYTES + _image_bytes(experiment, counts)
+    done = _finished(experiment, folder)
     rows = [
         [
             estimate.stage,
             estimate.what,
-            f"{estimate.seconds / 60:,.1f}",
+            "done" if estimate.stage in done else f"{estimate.seconds / 60:,.1f}",
             f"{(estimate.bytes + estimate.processes * held_bytes) / 1e9:.1f}",
         ]
         for estimate in estimates
     ]
     screen.table("Estimates from timed steps on this machine", ["stage", "what", "minutes", "memory GB"], rows)
-    total = sum(estimate.seconds for estimate in estimates)
-    screen.line(f"In all {total / 60:,.0f} min ({total / 3600:,.1f} h) on {device.type}; run folder {folder.path}.")
+    total = sum(estimate.seconds for estimate in estimates if estimate.stage not in done)
+    left = "Left" if done else "In all"
+    screen.line(f"{left} {total / 60:,.0f} min ({total / 3600:,.1f} h) on {device.type}; run folder {folder.path}.")
+
+
+def _finished(experiment: Experiment, folder: RunFolder) -> frozenset[str]:
+    """The stages that a run of these settings has on record in its folder."""
+    if not folder.exists or folder.changed_settings(experiment):
+        return frozenset()
+    return frozenset(folder.manifest.stages)
 
 
 def _print_sizes(experiment: Experiment, space: SearchSpace, counts: ImageCounts, screen: Screen) -> None:
@@ -134,13 +144,12 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     scored = min(search.score_images or held_out, held_out // 2) + search.refit_images
     forward = medium.seconds / 3  # a step is a forward and a backward pass of about twice its cost
     weights = TRAINING_BYTES_PER_PARAMETER * _supernet_parameters(space)
-    single = TRAINING_BYTES_PER_PARAMETER * cost(middle).parameters + train.batch_size * medium.activation_bytes
     at_once = min(processes_at_once(experiment, device), models)
-    alone = medium
-    if at_once > 1:
-        torch.set_num_threads(max(1, all_threads(experiment) // at_once))
-        alone = _step_cost(middle, supernet, device)
-        torch.set_num_threads(all_threads(experiment))
+    torch.set_num_threads(max(1, all_threads(experiment) // at_once))
+    alone = _step_cost(middle, train, device)
+    taught = 0.0 if train.distillation is None else _teacher_seconds(train, space, device)
+    torch.set_num_threads(all_threads(experiment))
+    single = TRAINING_BYTES_PER_PARAMETER * cost(middle).parameters + train.batch_size * alone.activation_bytes
     return [
         Estimate(
             "supernet",
@@ -155,7 +164,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
         Estimate(
             "retrain",
             f"{models} models, {at_once} at once, {train.epochs} epochs",
-            models * retrained * alone.seconds / at_once,
+            models * retrained * (alone.seconds + taught) / at_once,
             at_once * single,
             processes=at_once if at_once == 1 else at_once + 1,
         ),
@@ -164,16 +173,37 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     ]
 
 
-def _step_cost(architecture: Architecture, config: SupernetConfig, device: torch.device) -> StepCost:
+def _images(space: SearchSpace | Architecture, config: OptimizationConfig, device: torch.device) -> Tensor:
+    """A batch to time: the config's, or a smaller one of large images."""
+    batch = min(config.batch_size, PLAN_BATCH if max(space.resolution_px) > 64 else config.batch_size)
+    images = torch.randn(batch, space.in_channels, *space.resolution_px, device=device)
+    return images.to(memory_format=torch.channels_last) if config.channels_last else images
+
+
+def _teacher_seconds(config: RetrainConfig, space: SearchSpace, device: torch.device) -> float:
+    """The seconds that a teacher takes to look at one image."""
+    assert config.distillation is not None
+    teacher = untrained_teacher(config.distillation, in_channels=space.in_channels).to(device)
+    images = _images(space, config, device)
+
+    def look() -> None:
+        with torch.no_grad(), autocast(config.precision, device):
+            teacher(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    look()
+    return statistics.median(stopwatch_seconds(look) for _ in range(3)) / len(images)
+
+
+def _step_cost(architecture: Architecture, config: OptimizationConfig, device: torch.device) -> StepCost:
     """The cost of a training step an image: the median of three after one to warm up."""
-    batch = min(config.batch_size, PLAN_BATCH if max(architecture.resolution_px) > 64 else config.batch_size)
+    images = _images(architecture, config, device)
     model = MetaFormer(architecture).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters())
-    images = torch.randn(batch, architecture.in_channels, *architecture.resolution_px, device=device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-        images = images.to(memory_format=torch.channels_last)
-    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    labels = torch.zeros(len(images), dtype=torch.long, device=device)
     kept: dict[int, int] = {}  # storages that autograd keeps, by address
 
     def keep(tensor: Tensor) -> Tensor:
@@ -195,4 +225,4 @@ def _step_cost(architecture: Architecture, config: SupernetConfig, device: torch
         step()
     activations = sum(kept.values()) - sum(parameter.nbytes for parameter in model.parameters())
     seconds = statistics.median(stopwatch_seconds(step) for _ in range(3))
-    return StepCost(seconds=seconds / batch, activation_bytes=max(0, activations) / batch)
+    return StepCost(seconds=seconds / len(images), activation_bytes=max(0, activations) / len(images))

@@ -63,17 +63,28 @@ def open_classifier(model: str, *, weights: Path | None) -> Classifier:
 
 
 def _folder(path: Path, weights: Path | None) -> Classifier:
-    for architecture, tensors in (("architecture.yaml", "model.safetensors"), ("config.json", "model.safetensors")):
-        if (path / tensors).is_file() and (path / architecture).is_file():
-            file = path / architecture
-            return _with_weights(str(path), Architecture.load(file), weights or path / tensors, _beside(file))
-    if not (path / "evaluation.json").is_file():
+    found = _saved(path, weights)
+    if found is None and (path / "evaluation.json").is_file():
+        models = load(EvaluationFile, path / "evaluation.json").models
+        if not models:
+            raise UserError(f"{path}: no model was delivered")
+        name = max(models, key=lambda model: model.accuracy_percent).name
+        if Path(name).name != name:
+            raise UserError(f"{path / 'evaluation.json'}: {name!r} is not the name of a model")
+        path = path / "delivered" / name
+        found = _saved(path, weights)
+    if found is None:
         raise UserError(f"{path}: no model here (expected a delivered model, or a run whose models are evaluated)")
-    models = load(EvaluationFile, path / "evaluation.json").models
-    if not models:
-        raise UserError(f"{path}: no model was delivered")
-    best = max(models, key=lambda found: found.accuracy_percent)
-    return _folder(path / "delivered" / best.name, weights)
+    return found
+
+
+def _saved(path: Path, weights: Path | None) -> Classifier | None:
+    """The model of a delivered folder, or of one that `save_pretrained` wrote."""
+    for file in (path / "architecture.yaml", path / "config.json"):
+        if file.is_file() and (path / "model.safetensors").is_file():
+            tensors = weights or path / "model.safetensors"
+            return _with_weights(str(path), Architecture.load(file), tensors, _beside(file))
+    return None
 
 
 def _beside(path: Path) -> Preprocessing | None:

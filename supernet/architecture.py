@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from supernet.block_types import AnyBlock, Identity, Norm, Positive
+from supernet.block_types import ActivationName, AnyBlock, Identity, Norm, Positive
 from supernet.schema import Record, digest, load, save
 
 PoolingName = Literal["none", "max"]
@@ -138,12 +138,12 @@ class Head(Record):
     `norm: layer_norm` normalises every token, as EfficientFormer does, or with `norm_after_pooling` what the pooling
     leaves (the MetaFormer baselines); `map_norm` the whole map (PoolFormer); `batch_norm` every channel
     (EfficientFormerV2); `identity` leaves the norm out. `pooling: mean` is EfficientFormer's; `max` takes every channel
-    where it is strongest. The classifier is linear, or with `hidden_channels` linear, squared ReLU, layer norm,
-    dropout, linear.
+    where it is strongest. The classifier is linear, or with `hidden_channels` linear, `hidden_activation`, layer norm
+    (left out without `hidden_norm`), dropout, linear.
     """
 
     added_later: ClassVar[frozenset[str]] = frozenset(
-        {"norm", "norm_after_pooling", "norm_eps", "pooling", "hidden_channels"}
+        {"norm", "norm_after_pooling", "norm_eps", "pooling", "hidden_channels", "hidden_activation", "hidden_norm"}
     )
 
     num_classes: Positive
@@ -153,11 +153,15 @@ class Head(Record):
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     pooling: Literal["mean", "max"] = "mean"
     hidden_channels: Positive | None = None
+    hidden_activation: ActivationName = "squared_relu"
+    hidden_norm: bool = True
 
     @model_validator(mode="after")
     def _ordered(self) -> Head:
         if self.norm_after_pooling and self.norm not in ("layer_norm", "identity"):
             raise ValueError(f"norm_after_pooling: {self.norm} is a norm of maps, before the pooling")
+        if self.hidden_channels is None and (self.hidden_activation != "squared_relu" or not self.hidden_norm):
+            raise ValueError("hidden_activation and hidden_norm need hidden_channels")
         return self
 
 

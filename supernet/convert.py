@@ -156,7 +156,10 @@ def recognized(tensors: Mapping[str, Tensor], *, source: str = "the state dict")
 
 
 def sized_as(name: str, tensors: Mapping[str, Tensor]) -> Architecture:
-    """A published architecture with the input channels, classes and number of classifiers of its tensors."""
+    """A published architecture with the input channels, classes and number of classifiers of its tensors.
+
+    Between NetsPresso's two classifier layers ReLU is assumed: the file does not say which activation it was.
+    """
     architecture = published_architecture(name)
     with torch.device("meta"):
         model = MetaFormer(architecture)
@@ -168,6 +171,10 @@ def sized_as(name: str, tensors: Mapping[str, Tensor]) -> Architecture:
     head = architecture.head
     if classifier is not None and classifier.ndim == 2:
         head = head.model_copy(update={"num_classes": classifier.shape[0]})
+    hidden, last = (tensors.get(f"head.classifier.{number}.weight") for number in (0, 3))
+    if layout.startswith("netspresso") and hidden is not None and last is not None:
+        two = {"num_classes": last.shape[0], "hidden_channels": hidden.shape[0]}
+        head = head.model_copy(update=two | {"hidden_activation": "relu", "hidden_norm": False})
     if head.distillation and f"{HEADS.get(layout, ('', ''))[1]}.weight" not in tensors:
         head = head.model_copy(update={"distillation": False})
     channels = architecture.in_channels if stem is None or stem.ndim != 4 else stem.shape[1]

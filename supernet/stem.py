@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
-from supernet.activations import SquaredReLU, activation_module
+from supernet.activations import activation_module
 from supernet.architecture import (
     AnyDownsampling,
     AnyStem,
@@ -172,15 +172,15 @@ class HeadModule(nn.Module):
 
 
 class MlpClassifier(nn.Module):
-    """Linear, squared ReLU, layer norm, dropout, linear (facts: MetaFormer baselines section 1.2)."""
+    """Linear, activation, layer norm (or none), dropout, linear (facts: MetaFormer baselines section 1.2)."""
 
-    def __init__(self, width_channels: int, hidden_channels: int, num_classes: int, *, dropout: float) -> None:
+    def __init__(self, head: Head, hidden_channels: int, *, width_channels: int, dropout: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width_channels, hidden_channels)
-        self.act = SquaredReLU()
-        self.norm = nn.LayerNorm(hidden_channels)
+        self.act = activation_module(head.hidden_activation)
+        self.norm = nn.LayerNorm(hidden_channels) if head.hidden_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(hidden_channels, num_classes)
+        self.fc2 = nn.Linear(hidden_channels, head.num_classes)
 
     def forward(self, x_BC: Tensor) -> Tensor:
         """B,C to B,classes."""
@@ -192,7 +192,7 @@ def _classifier(head: Head, *, width_channels: int, dropout: float) -> nn.Module
     if head.hidden_channels is None:
         classifier = nn.Linear(width_channels, head.num_classes)
     else:
-        classifier = MlpClassifier(width_channels, head.hidden_channels, head.num_classes, dropout=dropout)
+        classifier = MlpClassifier(head, head.hidden_channels, width_channels=width_channels, dropout=dropout)
     for module in classifier.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

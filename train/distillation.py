@@ -16,9 +16,10 @@ from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from supernet.architecture import Architecture
+from supernet.convert import load_weights
 from supernet.metaformer import MetaFormer
 from supernet.schema import Record, UserError, nearest
-from train.checkpoint import load_weights
+from supernet.untrusted import read_tensors
 from train.splits import Normalisation
 
 TIMM = "timm:"
@@ -28,6 +29,9 @@ Outputs: TypeAlias = Tensor | tuple[Tensor, Tensor]  # logits B, K; while traini
 
 class DistillationConfig(Record):
     """Learn from a teacher: `timm:NAME` (its published weights, unless `weights` names a file), or an Architecture.
+
+    `weights` is a `.safetensors` or `.pth` file: timm's names for a timm model, any layout that `slimformer convert`
+    knows for an architecture. Such a model was trained on images normalised as `data` says.
 
     `weight` is the teacher's share of the loss. `hard` takes the teacher's class for the truth, which is how
     DeiT and EfficientFormer were trained; otherwise the divergence from its probabilities at `temperature` counts.
@@ -71,6 +75,14 @@ class Teacher(nn.Module):
         """The teacher's logits (B, K) for images in the student's normalisation."""
         logits_BK: Tensor = self.model(images_BCHW * self.scale_C11 + self.shift_C11)
         return logits_BK
+
+
+def untrained_teacher(config: DistillationConfig, *, in_channels: int) -> nn.Module:
+    """A model of the teacher's kind without its weights, to time it. Raises `UserError` for an unknown one."""
+    if not config.teacher.startswith(TIMM):
+        return MetaFormer(Architecture.load(config.teacher)).eval()
+    model: nn.Module = timm.create_model(_timm_name(config), pretrained=False, in_chans=in_channels)
+    return model.eval()
 
 
 def open_teacher(
@@ -118,12 +130,10 @@ def open_teacher(
 def _timm_teacher(
     config: DistillationConfig, *, in_channels: int, num_classes: int, ours: Normalisation
 ) -> tuple[nn.Module, Normalisation]:
-    name = config.teacher.removeprefix(TIMM)
-    if not timm.is_model(name.split(".")[0]):
-        raise UserError(f"distillation.teacher: timm has no model {name!r}" + _close(name))
+    name = _timm_name(config)
     if config.weights is not None:
         model: nn.Module = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=num_classes)
-        load_weights(model, Path(config.weights))
+        _load(model, Path(config.weights), name=config.teacher)
         return model, ours
     try:
         model = timm.create_model(name, pretrained=True, in_chans=in_channels)
@@ -135,6 +145,21 @@ def _timm_teacher(
     if len(mean) != in_channels:  # timm sums the first layer over colours
         mean, std = (sum(mean) / len(mean),) * in_channels, (sum(std) / len(std),) * in_channels
     return model, Normalisation(mean, std)
+
+
+def _timm_name(config: DistillationConfig) -> str:
+    name = config.teacher.removeprefix(TIMM)
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"distillation.teacher: timm has no model {name!r}" + _close(name))
+    return name
+
+
+def _load(model: nn.Module, path: Path, *, name: str) -> None:
+    try:
+        model.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"distillation.weights: {path}: not the weights of {name} ({reason})") from None
 
 
 def _close(name: str) -> str:

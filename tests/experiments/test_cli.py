@@ -310,6 +310,19 @@ def test_a_plan_takes_the_settings_into_account(tiny: Callable[..., Path], slimf
     assert "77 epochs" in out
 
 
+def test_a_plan_of_a_finished_run_has_nothing_left(copied: Path, slimformer: Slimformer) -> None:
+    assert "Left 0 min" in slimformer("run", copied, "--plan").out
+    assert "In all" in slimformer("run", copied, "--plan", "--set", "supernet.epochs=77").out
+
+
+def test_a_plan_times_the_teacher_and_knows_it(tiny: Callable[..., Path], slimformer: Slimformer) -> None:
+    def planned(teacher: str) -> Any:
+        return slimformer("run", tiny(**{"train.distillation": {"teacher": teacher, "hard": False}}), "--plan")
+
+    assert planned("timm:resnet10t").code == 0
+    assert "did you mean resnet10t?" in planned("timm:resnet10tt").mistake
+
+
 def test_models_lists_every_published_model_with_its_size(slimformer: Slimformer) -> None:
     out = slimformer("models").out
     assert len(list_models()) == 37

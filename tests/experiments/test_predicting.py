@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,57 @@ def test_probabilities_are_the_models_softmax_in_descending_order(delivered: Pat
     assert list(found.values()) == sorted(found.values(), reverse=True)
     for name, probability in zip(CLASSES, expected.tolist(), strict=True):
         assert found[name] == pytest.approx(probability, abs=1e-5)
+
+
+def test_a_run_answers_with_its_most_accurate_delivered_model(delivered: Path, image: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "delivered").mkdir(parents=True)
+    delivered.rename(run / "delivered" / "good-1ms")
+    write_evaluation(run, {"poor-1ms": 10, "good-1ms": 11})
+    found, expected = (
+        predictions(open_classifier(str(path), weights=None), [str(image)], top=3)
+        for path in (run, run / "delivered" / "good-1ms")
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["..", "../../elsewhere", "/tmp", "missing-1ms"])
+def test_a_run_that_names_no_model_of_its_own_is_refused(name: str, tmp_path: Path) -> None:
+    write_evaluation(tmp_path, {name: 1})
+    with pytest.raises(UserError, match=r"is not the name of a model|no model here"):
+        open_classifier(str(tmp_path), weights=None)
+
+
+def write_evaluation(run: Path, correct: dict[str, int]) -> None:
+    """An `evaluation.json` with models of these names, of 20 images so many right."""
+    models = [
+        {
+            "name": name,
+            "method": "search",
+            "budget_ms": 1.0,
+            "predicted_ms": 0.9,
+            "measured_ms": 0.9,
+            "runtime": "onnxruntime",
+            "correct": count,
+            "accuracy_percent": 5.0 * count,
+            "parameters": 1,
+            "macs": 1,
+            "architecture": "unused",
+        }
+        for name, count in correct.items()
+    ]
+    content = {"schema_version": 1, "test_images": 20, "models": models}
+    (run / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_what_save_pretrained_wrote_is_a_model(delivered: Path, image: Path, tmp_path: Path) -> None:
+    model = MetaFormer(Architecture.load(delivered / "architecture.yaml"))
+    model.load_state_dict(load_file(delivered / "model.safetensors"))
+    model.save_pretrained(tmp_path / "hub")
+    (delivered / "preprocessing.json").rename(tmp_path / "hub" / "preprocessing.json")
+    found = predictions(open_classifier(str(tmp_path / "hub"), weights=None), [str(image)], top=3)
+    (tmp_path / "hub" / "preprocessing.json").rename(delivered / "preprocessing.json")
+    assert found == predictions(open_classifier(str(delivered), weights=None), [str(image)], top=3)
 
 
 def test_a_published_model_answers_with_imagenets_names(tmp_path: Path, image: Path) -> None:

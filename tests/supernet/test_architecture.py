@@ -95,7 +95,8 @@ def another(place: tuple[str | int, ...]) -> Any:
 
 
 PLAIN = ARCHITECTURE.model_dump(mode="json")
-CHANGEABLE = [place for place in leaves(PLAIN) if place[-1] not in ("schema_version", "type")]
+FIXED = ("schema_version", "type", "hidden_activation", "hidden_norm")  # the last two need a hidden layer
+CHANGEABLE = [place for place in leaves(PLAIN) if place[-1] not in FIXED]
 
 
 def refusal(data: object) -> str:
@@ -244,6 +245,18 @@ def test_a_wrong_value_is_refused_with_field_value_and_what_is_allowed(
 def test_a_change_of_width_without_downsampling_is_refused() -> None:
     assert "stage 1: width 24 differs from the stem's 16" in refusal(changed(("stages", 0, "width_channels"), 24))
     assert "stage 2: a change of width needs a downsampling" in refusal(changed(("stages", 1, "downsampling"), None))
+
+
+def test_activation_and_norm_of_a_hidden_layer_are_part_of_the_identity() -> None:
+    heads = (Head(num_classes=10, hidden_channels=8, **more) for more in ({}, {"hidden_norm": False}))  # type: ignore[arg-type]
+    digests = {ARCHITECTURE.model_copy(update={"head": head}).digest for head in heads}
+    relu = Head(num_classes=10, hidden_channels=8, hidden_activation="relu")
+    assert len(digests | {ARCHITECTURE.model_copy(update={"head": relu}).digest}) == 3
+
+
+def test_a_hidden_activation_without_a_hidden_layer_is_refused() -> None:
+    for unused in ({"hidden_norm": False}, {"hidden_activation": "relu"}):
+        assert "need hidden_channels" in refusal(changed(("head",), {"num_classes": 3} | unused))
 
 
 def test_one_number_stands_for_a_square_resolution() -> None:

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from supernet.convert import export_weights, load_weights, read_tensors, resized_table
+from supernet.convert import export_weights, load_weights, read_tensors, recognized, resized_table, sized_as
 from supernet.metaformer import MetaFormer
 from supernet.model_zoo import create_model
 from supernet.schema import UserError
 
 CLASSES = 7
+PARTS = ("weight", "bias")
 
 
 def drawn(module: Any, seed: int = 0) -> Any:
@@ -217,6 +219,25 @@ def test_netspressos_weights_are_joined_head_by_head(prefix: str) -> None:
     layout = load_weights(back, netspresso(model, prefix=prefix), new_classifier=not prefix)
     assert layout == ("netspresso_backbone" if prefix else "netspresso")
     torch.testing.assert_close(logits(back), logits(model))
+
+
+def test_netspressos_classifier_of_two_layers_is_taken_with_its_size() -> None:
+    one = create_model("efficientformer_l1", num_classes=CLASSES)
+    tensors = netspresso(one, prefix="backbone.")
+    draw = torch.Generator().manual_seed(0)
+    tensors |= {
+        "head.classifier.0.weight": torch.randn(12, 448, generator=draw),
+        "head.classifier.0.bias": torch.randn(12, generator=draw),
+        "head.classifier.3.weight": torch.randn(CLASSES, 12, generator=draw),
+        "head.classifier.3.bias": torch.randn(CLASSES, generator=draw),
+    }
+    del tensors["head.classifier.1.weight"], tensors["head.classifier.1.bias"]
+    model = MetaFormer(sized_as(recognized(tensors), tensors)).eval()
+    assert load_weights(model, tensors) == "netspresso_backbone"
+    features = torch.randn(2, 49, 448, generator=draw)
+    hidden = torch.relu(F.linear(model.head.pooled(features), *(tensors[f"head.classifier.0.{p}"] for p in PARTS)))
+    expected = F.linear(hidden, *(tensors[f"head.classifier.3.{p}"] for p in PARTS))
+    torch.testing.assert_close(model.head(features), expected)
 
 
 def test_two_classifiers_become_one_with_the_same_logits() -> None:

@@ -117,6 +117,20 @@ def test_an_unknown_timm_model_is_refused_with_the_nearest_name() -> None:
         _open(DistillationConfig(teacher="timm:resnet10tt"))
 
 
+def test_a_checkpoint_of_timms_own_script_can_teach(tmp_path: Path) -> None:
+    model = timm.create_model("resnet10t", in_chans=1, num_classes=10).eval()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "model_best.pth")
+    teacher = _open(DistillationConfig(teacher="timm:resnet10t", weights=str(tmp_path / "model_best.pth")))
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(teacher(images), model(images))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_weights(timm.create_model("resnet10t", in_chans=1, num_classes=11), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w\.safetensors: not the weights of timm:resnet10t \(.*size mismatch"):
+        _open(DistillationConfig(teacher="timm:resnet10t", weights=str(tmp_path / "w.safetensors")))
+
+
 def test_published_weights_that_cannot_be_had_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, **options: object) -> None:
         raise OSError("no route\nto host")
