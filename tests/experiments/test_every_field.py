@@ -193,11 +193,11 @@ TOUCHED: dict[str, set[str]] = {
     "supernet": {"supernet"},
     "table": {"table"},
     "search": {"search", "export"},
-    "search.refit_images": {"supernet", "search", "export"},
-    "search.score_images": {"supernet", "search", "export"},
+    "search.refit_images": {"search", "export"},
+    "search.score_images": {"search", "export"},
     "train": {"retrain"},
     "evaluate": {"search", "export"},
-    "evaluate.batch_size": {"supernet", "search", "export", "evaluate"},
+    "evaluate.batch_size": {"search", "export", "evaluate"},
 }
 
 
@@ -311,3 +311,8 @@ def test_a_changed_field_makes_the_stages_that_it_touches_be_done_again(finished
         return
     beginnings = [beginning for beginning in TOUCHED if field == beginning or field.startswith(f"{beginning}.")]
     assert found >= TOUCHED[max(beginnings, key=len)]
+
+
+@pytest.mark.parametrize("field", ["search.refit_images", "search.score_images", "evaluate.batch_size"])
+def test_what_the_search_asks_for_does_not_train_the_supernet_again(finished: Path, field: str) -> None:
+    assert "supernet" not in touched_stages(RunFolder(finished).config, field)
