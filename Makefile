@@ -52,7 +52,7 @@ clean: ## remove .venv and every cache; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The tests' nets are tiny: a process a core, one thread each, is twice as fast as threads. The tools' settings win.
+# The tests' nets are tiny: one thread a process, and a few processes. The tools' own settings win.
 test: export OMP_NUM_THREADS ?= 1
 long: export OMP_NUM_THREADS ?= 2
 
