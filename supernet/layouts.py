@@ -186,9 +186,8 @@ def _netspresso(model: MetaFormer, *, prefix: str = "") -> dict[str, str]:
             tokens = model.architecture.stages[stage].blocks[block].layout == "tokens"
             inside = f"dense{linear[1]}" if tokens else f"conv_1x1_{linear[1]}.block.conv"
             theirs = theirs.replace(f"mlp.fc{linear[1]}.", f"channel_mlp.ffn.{inside}.")
-        if ours.startswith(
-            "head.fc"
-        ):  # numbers in a Sequential: dropout, linear; or linear, activation, dropout, linear
+        if ours.startswith("head.fc"):
+            # places in a Sequential: dropout, linear; or linear, activation, dropout, linear
             theirs = re.sub(r"^head\.fc\.fc1\.", "head.classifier.0.", theirs)
             theirs = re.sub(r"^head\.fc\.fc2\.", "head.classifier.3.", theirs)
             names[ours] = re.sub(r"^head\.fc\.", "head.classifier.1.", theirs)

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.artifacts import Environment, environment
+from experiments.benchmarks.interleaved import interleaved_seconds
 from experiments.console import Screen
-from search.measure import Timing, machine, measure, stopwatch_seconds
+from search.measure import Timing, machine, measure
 from supernet import create_model
 from supernet.convert import load_weights
 from supernet.onnx_export import onnx_bytes, open_session
@@ -161,13 +162,7 @@ def compare_training(name: str, *, rounds: int, threads: int, batch_size: int) -
     steps = {
         side: training_step(model, images, targets, "auto") for side, model in pair(name, resolution_px=size).items()
     }
-    for step in steps.values():
-        step()
-    order = generator_for(0, "benchmark order")
-    seconds: dict[Side, list[float]] = {side: [] for side in SIDES}
-    for _ in range(rounds):
-        for index in torch.randperm(len(SIDES), generator=order).tolist():
-            seconds[SIDES[index]].append(stopwatch_seconds(steps[SIDES[index]]))
+    seconds = interleaved_seconds(steps, rounds=rounds, warmup=1)
     ours, theirs = (1000 * statistics.median(seconds[side]) for side in SIDES)
     return _comparison(name, "training", batch_size, size, ours, theirs)
 

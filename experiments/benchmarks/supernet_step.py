@@ -35,14 +35,14 @@ import numpy as np
 import torch
 
 from experiments.artifacts import Environment, environment
+from experiments.benchmarks.interleaved import interleaved_seconds
 from experiments.benchmarks.peak_memory import peak_bytes
 from experiments.benchmarks.training_steps import CASES, ROOM, STEPS, Case, make_step
 from experiments.console import Screen
 from experiments.run import chosen_device
-from search.measure import machine, stopwatch_seconds
+from search.measure import machine
 from supernet import Supernet, cost
 from supernet.schema import Record, save
-from train.randomness import generator_for
 from train.recipe import resolved_precision
 
 WARMUP_STEPS = 3
@@ -110,17 +110,9 @@ class SupernetStepRecord(Record):
 
 
 def time_steps(case: Case, device: torch.device, *, rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every kind of step, one a round, in random order within a round."""
+    """Seconds of every kind of step, one a round."""
     steps = {name: make_step(name, case, device) for name in STEPS}
-    for step in steps.values():
-        for _ in range(warmup):
-            step()
-    generator = generator_for(0, "benchmark order")
-    seconds: dict[str, list[float]] = {name: [] for name in STEPS}
-    for _ in range(rounds):
-        for index in torch.randperm(len(STEPS), generator=generator).tolist():
-            seconds[STEPS[index]].append(stopwatch_seconds(steps[STEPS[index]]))
-    return seconds
+    return interleaved_seconds(steps, rounds=rounds, warmup=warmup)
 
 
 def ratios(seconds: Sequence[float], reference: Sequence[float]) -> list[float]:

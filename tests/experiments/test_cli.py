@@ -315,11 +315,21 @@ def test_a_plan_of_a_finished_run_has_nothing_left(copied: Path, slimformer: Sli
     assert "In all" in slimformer("run", copied, "--plan", "--set", "supernet.epochs=77").out
 
 
-def test_a_plan_times_the_teacher_and_knows_it(tiny: Callable[..., Path], slimformer: Slimformer) -> None:
-    def planned(teacher: str) -> Any:
-        return slimformer("run", tiny(**{"train.distillation": {"teacher": teacher, "hard": False}}), "--plan")
+def test_a_plan_adds_the_teachers_time_to_the_retraining(
+    tiny: Callable[..., Path], slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.plan.stopwatch_seconds", lambda work: 1.0)
 
-    assert planned("timm:resnet10t").code == 0
+    def planned(teacher: str | None) -> Any:
+        distillation = None if teacher is None else {"teacher": teacher, "hard": False}
+        return slimformer("run", tiny(**{"train.distillation": distillation}), "--plan")
+
+    def minutes(outcome: Any) -> float:
+        (row,) = (line for line in outcome.out.splitlines() if "6 models, 1 at once" in line)
+        return float(row.split("│")[3])
+
+    alone, taught = planned(None), planned("timm:resnet10t")
+    assert minutes(taught) == pytest.approx(2 * minutes(alone), abs=0.11)  # a look takes as long as a step here
     assert "did you mean resnet10t?" in planned("timm:resnet10tt").mistake
 
 
