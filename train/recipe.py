@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
 from supernet.schema import Record
+from train.muon import Muon, is_matrix
 
 Precision = Literal["auto", "fp32", "bf16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -23,13 +24,15 @@ UNDECAYED = ("attention_bias", "layer_scale")  # matrices or vectors that are no
 
 
 class OptimizationConfig(Record):
-    """AdamW with a linear warm-up and a cosine, for a supernet or a single model.
+    """AdamW or Muon with a linear warm-up and a cosine, for a supernet or a single model.
 
-    `learning_rate` is the peak, per step; `precision: auto` is bf16 autocast where the device computes it natively.
+    `learning_rate` is the peak, per step, and means the same for both; `precision: auto` is bf16 autocast where the
+    device computes it natively.
     """
 
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)]
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)]
     warmup_epochs: NotNegative = 0.0
     min_learning_rate: NotNegative = 0.0
@@ -74,12 +77,21 @@ def learning_rate(config: OptimizationConfig, *, step: int, steps_per_epoch: int
 def make_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizationConfig
 ) -> torch.optim.Optimizer:
-    """AdamW over these parameters; vectors, attention biases and layer scales are not decayed."""
+    """The optimizer over these parameters; vectors, attention biases and layer scales are not decayed."""
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         vector = parameter.ndim <= 1 or any(part in name for part in UNDECAYED)
         (undecayed if vector else decayed).append(parameter)
+    if config.optimizer == "muon":
+        matrices = [parameter for parameter in decayed if is_matrix(parameter)]
+        others = [parameter for parameter in decayed if not is_matrix(parameter)]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay, "matrices": True},
+            {"params": others, "weight_decay": config.weight_decay, "matrices": False},
+            {"params": undecayed, "weight_decay": 0.0, "matrices": False},
+        ]
+        return Muon((group for group in groups if group["params"]), lr=config.learning_rate)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},

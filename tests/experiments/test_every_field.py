@@ -75,6 +75,7 @@ AUGMENTATION: dict[str, Shown] = {
 OPTIMIZATION = (  # what the supernet's training and retraining have in common
     "epochs",
     "batch_size",
+    "optimizer",
     "learning_rate",
     "warmup_epochs",
     "min_learning_rate",

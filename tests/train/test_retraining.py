@@ -131,6 +131,7 @@ RECIPE_CHANGES: dict[str, Any] = {
     "learning_rate": 1e-3,
     "warmup_epochs": 1.0,
     "min_learning_rate": 1e-3,
+    "optimizer": "muon",
     "weight_decay": 0.5,
     "label_smoothing": 0.0,
     "gradient_clip_norm": 0.01,

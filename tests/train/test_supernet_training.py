@@ -215,6 +215,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "learning_rate": {"learning_rate": 1e-3},
     "warmup_epochs": {"warmup_epochs": 1.0},
     "min_learning_rate": {"min_learning_rate": 1e-3},
+    "optimizer": {"optimizer": "muon"},
     "weight_decay": {"weight_decay": 0.5},
     "label_smoothing": {"label_smoothing": 0.0},
     "gradient_clip_norm": {"gradient_clip_norm": 0.01},
