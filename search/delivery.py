@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from search.slimming import BudgetUnreachable
+from search.slimming import BudgetMissed, BudgetUnreachable
 from supernet import Architecture
 from supernet.schema import Record
 
@@ -46,7 +46,7 @@ def deliver(
     `solve(asked_ms)` gives an architecture predicted within `asked_ms`; correcting every prediction by a ratio is
     the same as asking for the budget divided by it. The net must measure within (1 - margin) of the budget, so that
     the day's drift does not push it over. `ask_at_most_ms` starts lower, after an earlier net was too slow. Raises
-    `BudgetUnreachable` when the rounds or the space are exhausted.
+    `BudgetUnreachable` when the space is exhausted, and `BudgetMissed`, which is one, when the rounds are.
     """
     goal_ms = (1.0 - margin) * budget_ms
     asked_ms = goal_ms if ask_at_most_ms is None else min(goal_ms, ask_at_most_ms)
@@ -67,4 +67,4 @@ def deliver(
             return Delivery(budget_ms=budget_ms, architecture=architecture, rounds=tuple(rounds))
         # The corrected table says predicted * ratio; ask for less than this net in any case.
         asked_ms = min(goal_ms * predicted_ms / measured[key], predicted_ms * (1 - 1e-9))
-    raise BudgetUnreachable(budget_ms, min(round_.measured_ms for round_ in rounds))
+    raise BudgetMissed(budget_ms, min(round_.measured_ms for round_ in rounds), rounds=len(rounds))

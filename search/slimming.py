@@ -51,6 +51,19 @@ class BudgetUnreachable(UserError):
         self.smallest_ms = smallest_ms
 
 
+class BudgetMissed(BudgetUnreachable):
+    """Nets were found that the table predicts within the budget, and every one of them measured above it."""
+
+    def __init__(self, budget_ms: float, fastest_ms: float, *, rounds: int) -> None:
+        UserError.__init__(
+            self,
+            f"budget {budget_ms:g} ms was missed {rounds} times: the fastest net that was tried measured"
+            f" {_rounded_up(fastest_ms):.4g} ms, more than the table predicts; measure the table again on an idle machine,"
+            " or raise the budget",
+        )
+        self.budget_ms, self.smallest_ms = budget_ms, fastest_ms
+
+
 def check_reachable(space: SearchSpace, *, table: Latencies, budget_ms: float) -> None:
     """Raise `BudgetUnreachable` if even the smallest architecture is predicted above the budget."""
     smallest_ms = table.latency_ms(space.smallest)
