@@ -84,16 +84,27 @@ def timm_name(name: str, reference: dict[str, Tensor]) -> str:
     return name
 
 
-def test_efficientformer_l1_computes_timms_logits(randomized: Randomized) -> None:
-    reference = randomized(timm.create_model("efficientformer_l1", pretrained=False), seed=5).eval()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientformer_l1",
+        pytest.param("efficientformer_l3", marks=pytest.mark.long),
+        pytest.param("efficientformer_l7", marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_an_efficientformer_computes_timms_logits(name: str, training: bool, randomized: Randomized) -> None:
+    reference = randomized(timm.create_model(name, pretrained=False), seed=5).train(training)
     tensors = reference.state_dict()
-    net = create_model("efficientformer_l1").eval()
+    net = create_model(name).train(training)
     net.load_state_dict({name: tensors[timm_name(name, tensors)] for name in net.state_dict()})
     used = {timm_name(name, tensors) for name in net.state_dict()}
     assert {name.rsplit(".", 1)[1] for name in tensors.keys() - used} == {"attention_bias_idxs"}
-    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(2 if training else 1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected, found = reference(images), net(images)
+    if training:  # ours are two classifiers' logits then, timm's their mean
+        found = sum(found) / 2
     assert float(expected.std()) > 1e-3
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
