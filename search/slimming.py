@@ -58,8 +58,8 @@ class BudgetMissed(BudgetUnreachable):
         UserError.__init__(
             self,
             f"budget {budget_ms:g} ms was missed {rounds} times: the fastest net that was tried measured"
-            f" {_rounded_up(fastest_ms):.4g} ms, more than the table predicts; measure the table again on an idle machine,"
-            " or raise the budget",
+            f" {_rounded_up(fastest_ms):.4g} ms, more than the table predicts; measure the table again on an idle"
+            " machine, or raise the budget",
         )
         self.budget_ms, self.smallest_ms = budget_ms, fastest_ms
 
