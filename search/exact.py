@@ -1,0 +1,297 @@
+"""Exact search: of all architectures within some limits the one with the largest sum of contributions.
+
+The integer program is a knapsack of multiple choice (scipy's milp, HiGHS): a stage takes one of its widths and a
+position one of its candidates; a downsampling costs by the pair of widths around it; token blocks are the last blocks
+of the net, and the way to them costs once a stage. Everything that adds up over the parts of a net can be limited, in
+any number: milliseconds on several devices, parameters, MACs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from search.contributions import Contributions
+from search.latency_table import LatencyKey, key_of, keys, reshape_key
+from supernet import Architecture, SearchSpace, UserError
+
+SLACK = 1e-9  # of a limit: what sums of the same numbers in another order may differ by
+TRIES = 5
+INFEASIBLE, OPTIMAL = 2, 0  # milp's status
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most `at_most` for `constant` plus the sum of `of` over the parts of a net; `name` carries the unit."""
+
+    name: str
+    of: Callable[[LatencyKey], float]
+    at_most: float
+    constant: float = 0.0
+
+    def used(self, architecture: Architecture) -> float:
+        """What an architecture takes of it."""
+        return self.constant + sum(self.of(key) for key in keys(architecture))
+
+    def allows(self, value: float) -> bool:
+        """Whether a value is within the limit, but for rounding."""
+        return value <= self.at_most + SLACK * abs(self.at_most)
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best architecture, its modelled score in percent, the program's upper bound on any, and the limits' use."""
+
+    architecture: Architecture
+    percent: float
+    bound_percent: float
+    used: dict[str, float]
+
+
+class LimitsUnreachable(UserError):
+    """No architecture of the space is within the limits; `smallest` is the least that each alone can be brought to."""
+
+    def __init__(self, limits: Sequence[Limit], smallest: dict[str, float]) -> None:
+        missed = [limit for limit in limits if not limit.allows(smallest[limit.name])]
+        said = [f"{limit.name} at most {limit.at_most:g} (smallest: {smallest[limit.name]:.4g})" for limit in missed]
+        together = [f"{limit.name} at most {limit.at_most:g}" for limit in limits]
+        super().__init__(
+            f"no architecture of the space has {' and '.join(said)}"
+            if said
+            else f"no architecture of the space has {' and '.join(together)} at once"
+        )
+        self.smallest = smallest
+
+
+def solve(space: SearchSpace, contributions: Contributions, limits: Sequence[Limit]) -> Optimum:
+    """The architecture of the largest modelled score within all limits, proven: the gap to the bound is zero.
+
+    Raises `LimitsUnreachable`, and `UnmeasuredBlock` for a limit by a table that lacks a part of the space.
+    """
+    program = _Program(space, contributions, limits)
+    at_most = [limit.at_most + SLACK * abs(limit.at_most) for limit in limits]
+    for _ in range(TRIES):
+        found = program.best(at_most)
+        if found is None:
+            raise LimitsUnreachable(limits, {limit.name: program.least(n) for n, limit in enumerate(limits)})
+        architecture, bound_percent = found
+        used = {limit.name: limit.used(architecture) for limit in limits}
+        over = [not limit.allows(used[limit.name]) for limit in limits]
+        if not any(over):
+            percent = contributions.percent(space, architecture)
+            return Optimum(architecture, percent, max(percent, bound_percent), used)
+        # HiGHS lets a constraint be missed by 1e-7 or so: ask for a little less
+        at_most = [value - 1e-6 * abs(value) if missed else value for value, missed in zip(at_most, over, strict=True)]
+    raise RuntimeError(f"the integer program missed a limit {TRIES} times")
+
+
+@dataclass
+class _Rows:
+    """Linear constraints lower <= sum of coefficient * variable <= upper, collected one by one."""
+
+    rows: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    coefficients: list[float] = field(default_factory=list)
+    lower: list[float] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+
+    def add(self, terms: dict[int, float], lower: float, upper: float) -> None:
+        for column, coefficient in terms.items():
+            self.rows.append(len(self.lower))
+            self.columns.append(column)
+            self.coefficients.append(coefficient)
+        self.lower.append(lower)
+        self.upper.append(upper)
+
+    def constraint(self, variables: int) -> LinearConstraint:
+        shape = (len(self.lower), variables)
+        matrix = coo_array((self.coefficients, (self.rows, self.columns)), shape=shape).tocsr()
+        return LinearConstraint(matrix, self.lower, self.upper)
+
+
+class _Program:
+    """The integer program of a space.
+
+    Variables, all between 0 and 1: a width of a stage (integer), a candidate at a position of a stage of a width
+    (integer), a pair of widths around a downsampling, the way to tokens in a stage of a width, and whether token blocks
+    have begun at a position.
+    """
+
+    def __init__(self, space: SearchSpace, contributions: Contributions, limits: Sequence[Limit]) -> None:
+        if contributions.space_digest != space.digest:
+            raise ValueError("the contributions are of another space")
+        self.space, self.contributions, self.limits = space, contributions, limits
+        self.gains: list[float] = []
+        self.costs: list[list[float]] = [[] for _ in limits]
+        self.integer: list[int] = []
+        self.rows = _Rows()
+        self.grids = space.largest.grids
+        self.widths = [self._widths(number) for number in range(1, len(space.stages) + 1)]
+        self.blocks = [self._blocks(number) for number in range(1, len(space.stages) + 1)]
+        self._downsamplings()
+        self._tokens()
+
+    def _variable(self, gain: float = 0.0, keys_: Sequence[LatencyKey] = (), *, integer: bool = False) -> int:
+        self.gains.append(gain)
+        self.integer.append(int(integer))
+        for costs, limit in zip(self.costs, self.limits, strict=True):
+            costs.append(sum(limit.of(key) for key in keys_))
+        return len(self.gains) - 1
+
+    def _widths(self, number: int) -> dict[int, int]:
+        """The variables of a stage's widths; the first stage's pays for the stem, the last one's for the head."""
+        space, found = self.space, {}
+        for width, gain in zip(space.widths(number), self.contributions.widths[number - 1], strict=True):
+            ends = []
+            if number == 1:
+                ends.append(
+                    key_of(
+                        "stem",
+                        space.stem_at(width),
+                        in_channels=space.in_channels,
+                        out_channels=width,
+                        grid=space.resolution_px,
+                    )
+                )
+            if number == len(space.stages):
+                ends.append(self._head(width, "map"))
+            found[width] = self._variable(gain, ends, integer=True)
+        self.rows.add(dict.fromkeys(found.values(), 1.0), 1, 1)
+        return found
+
+    def _head(self, width: int, layout: str) -> LatencyKey:
+        return key_of(
+            "head",
+            self.space.head,
+            in_channels=width,
+            out_channels=self.space.num_classes,
+            grid=self.grids[-1],
+            layout=layout,  # type: ignore[arg-type]
+        )
+
+    def _blocks(self, number: int) -> list[dict[tuple[int, int], int]]:
+        """For every position of a stage the variables by (width, candidate's index): one at the stage's width."""
+        found = []
+        for gains in self.contributions.blocks[number - 1]:
+            here: dict[tuple[int, int], int] = {}
+            for width, chosen in self.widths[number - 1].items():
+                for index, candidate in enumerate(self.space.candidates(number)):
+                    block = candidate.block(width)
+                    sizes = {"in_channels": width, "out_channels": width, "grid": self.grids[number - 1]}
+                    cost = [] if candidate.is_identity else [key_of("block", block, layout=block.layout, **sizes)]
+                    here[width, index] = self._variable(gains[index], cost, integer=True)
+                of_width = {variable: 1.0 for (at, _), variable in here.items() if at == width}
+                self.rows.add(of_width | {chosen: -1.0}, 0, 0)
+            found.append(here)
+        return found
+
+    def _downsamplings(self) -> None:
+        """A share for every pair of widths, whose sums over one side are the other side's widths."""
+        for number in range(2, len(self.space.stages) + 1):
+            before, after = self.widths[number - 2], self.widths[number - 1]
+            pairs = {
+                (narrow, wide): self._variable(
+                    0.0,
+                    [
+                        key_of(
+                            "downsampling",
+                            self.space.downsampling,
+                            in_channels=narrow,
+                            out_channels=wide,
+                            grid=self.grids[number - 2],
+                        )
+                    ],
+                )
+                for narrow in before
+                for wide in after
+            }
+            for narrow, chosen in before.items():
+                self.rows.add({pairs[narrow, wide]: 1.0 for wide in after} | {chosen: -1.0}, 0, 0)
+            for wide, chosen in after.items():
+                self.rows.add({pairs[narrow, wide]: 1.0 for narrow in before} | {chosen: -1.0}, 0, 0)
+
+    def _tokens(self) -> None:
+        """Token blocks last, a reshape before the first one of a stage, and a head that takes what the net leaves."""
+        begun: int | None = None
+        for number, stage in enumerate(self.space.stages, start=1):
+            candidates = self.space.candidates(number)
+            tokens = {index for index, candidate in enumerate(candidates) if candidate.layout == "tokens"}
+            maps = {
+                index for index, candidate in enumerate(candidates) if index not in tokens and not candidate.is_identity
+            }
+            for position in range(stage.depth):
+                variables = self.blocks[number - 1][position]
+                if tokens:
+                    now = self._variable()
+                    chosen = {variable: -1.0 for (_, index), variable in variables.items() if index in tokens}
+                    self.rows.add(chosen | {now: 1.0}, 0, 1)
+                    if begun is not None:
+                        self.rows.add({now: 1.0, begun: -1.0}, 0, 1)
+                    begun = now
+                if begun is not None:
+                    chosen = {variable: 1.0 for (_, index), variable in variables.items() if index in maps}
+                    self.rows.add(chosen | {begun: 1.0}, 0, 1)
+            if tokens:
+                self._ways(number, tokens)
+
+    def _ways(self, number: int, tokens: set[int]) -> None:
+        """Per width of a stage one where it has token blocks: it pays for the reshape, and for another head."""
+        for width in self.widths[number - 1]:
+            way = self._variable(0.0, [reshape_key(width, self.grids[number - 1])])
+            if number == len(self.space.stages):
+                for costs, limit in zip(self.costs, self.limits, strict=True):
+                    costs[way] += limit.of(self._head(width, "tokens")) - limit.of(self._head(width, "map"))
+            of_width = [[row[width, index] for index in tokens] for row in self.blocks[number - 1]]
+            for variables in of_width:  # of one position, of which at most one is chosen
+                self.rows.add(dict.fromkeys(variables, -1.0) | {way: 1.0}, 0, 1)
+            anywhere = {variable: 1.0 for variables in of_width for variable in variables}
+            self.rows.add(anywhere | {way: -1.0}, 0, np.inf)
+
+    def best(self, at_most: Sequence[float]) -> tuple[Architecture, float] | None:
+        """The architecture of the largest score within these values of the limits, and the bound; None without one."""
+        limited = _Rows(*(list(column) for column in vars(self.rows).values()))
+        for costs, limit, value in zip(self.costs, self.limits, at_most, strict=True):
+            left = value - limit.constant
+            size = max(abs(left), 1e-12)  # in shares of the limit, because solvers miss by absolute amounts
+            limited.add({i: cost / size for i, cost in enumerate(costs) if cost}, -np.inf, left / size)
+        result = self._milp(-np.array(self.gains), limited)
+        if result.status == INFEASIBLE:
+            return None
+        bound = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
+        return self._architecture(result.x), self.contributions.largest_percent - float(bound)
+
+    def least(self, limit: int) -> float:
+        """The smallest value that one limit's sum can have."""
+        costs = np.array(self.costs[limit])
+        size = float(np.abs(costs).max()) or 1.0
+        result = self._milp(costs / size, self.rows)
+        return self.limits[limit].used(self._architecture(result.x))
+
+    def _milp(self, objective: np.ndarray, rows: _Rows) -> object:
+        result = milp(
+            objective,
+            integrality=self.integer,
+            bounds=Bounds(0, 1),
+            constraints=rows.constraint(len(self.gains)),
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.status not in (OPTIMAL, INFEASIBLE):
+            raise RuntimeError(f"the integer program was not solved: {result.message}")
+        return result
+
+    def _architecture(self, values: np.ndarray) -> Architecture:
+        widths, choices = [], []
+        for number, variables in enumerate(self.widths, start=1):
+            width = max(variables, key=lambda width: values[variables[width]])
+            candidates = self.space.candidates(number)
+            row = [
+                candidates[max(range(len(candidates)), key=lambda index: values[positions[width, index]])]
+                for positions in self.blocks[number - 1]
+            ]
+            widths.append(width)
+            choices.append(tuple(row))
+        return self.space.architecture(tuple(widths), tuple(choices))

@@ -1,0 +1,126 @@
+"""The integer program against all architectures of small spaces."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from search.contributions import Contributions
+from search.exact import Limit, LimitsUnreachable, solve
+from search.latency_table import LatencyKey
+from supernet import Architecture, SearchSpace, UserError
+
+TOKENS = {"type": "mb3d", "heads": 2, "key_channels": 4, "value_channels": 8}
+SHAPES: dict[str, list[tuple[int, int, list[Any]]]] = {
+    "maps": [(2, 2, ["mb4d", "identity"]), (2, 3, ["mb4d", "identity"])],
+    "tokens last": [(1, 2, ["mb4d", "identity"]), (3, 2, ["mb4d", TOKENS, "identity"])],
+    "tokens in two stages": [(2, 2, ["mb4d", TOKENS, "identity"]), (2, 2, ["mb4d", TOKENS])],
+    "tokens before maps": [(2, 1, ["mb4d", TOKENS, "identity"]), (2, 2, ["mb4d", "identity"])],
+    "one width": [(3, 1, ["mb4d", {"type": "mb4d", "name": "thin", "mlp_ratio": 1}])],
+}
+
+
+def space(name: str) -> SearchSpace:
+    stages = [
+        {"depth": depth, "width_channels": {"smallest": 16, "largest": 16 * widths}, "candidates": candidates}
+        for depth, widths, candidates in SHAPES[name]
+    ]
+    return SearchSpace.model_validate(
+        {"in_channels": 3, "resolution_px": (16, 16), "num_classes": 5, "stages": stages}, strict=False
+    )
+
+
+def every_architecture(found: SearchSpace) -> Iterator[Architecture]:
+    numbers = range(1, len(found.stages) + 1)
+    rows = [itertools.product(found.candidates(n), repeat=found.stages[n - 1].depth) for n in numbers]
+    for choices in itertools.product(*map(list, rows)):
+        for widths in itertools.product(*(found.widths(n) for n in numbers)):
+            with contextlib.suppress(UserError):  # a map block after a token block
+                yield found.architecture(widths, choices)
+
+
+def priced(seed: int, *, least: float = 0.0) -> Callable[[LatencyKey], float]:
+    """A price a part, drawn from its name."""
+    return lambda key: least + random.Random(f"{seed} {key}").random()
+
+
+def drawn(found: SearchSpace, seed: int) -> Contributions:
+    draw = random.Random(seed)
+    return Contributions(
+        space_digest=found.digest,
+        largest_percent=90.0,
+        widths=tuple(tuple(draw.uniform(-5, 1) for _ in found.widths(n + 1)) for n in range(len(found.stages))),
+        blocks=tuple(
+            tuple(tuple(draw.uniform(-5, 1) for _ in stage.candidates) for _ in range(stage.depth))
+            for stage in found.stages
+        ),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_optimum_is_that_of_all_architectures(name: str, seed: int) -> None:
+    searched = space(name)
+    contributions = drawn(searched, seed)
+    prices = [priced(seed), priced(seed + 100, least=-0.2)]
+    nets = list(every_architecture(searched))
+    assert len({net.digest for net in nets}) == len(nets)
+    for share in (0.3, 0.6, 1.0):
+        limits = []
+        for number, of in enumerate(prices):
+            costs = sorted(Limit("", of, 0.0).used(net) for net in nets)
+            limits.append(Limit(f"price {number}", of, costs[int(share * (len(costs) - 1))]))
+        within = [net for net in nets if all(limit.allows(limit.used(net)) for limit in limits)]
+        if not within:
+            with pytest.raises(LimitsUnreachable, match="at once"):
+                solve(searched, contributions, limits)
+            continue
+        found = solve(searched, contributions, limits)
+        best = max(contributions.percent(searched, net) for net in within)
+        assert found.percent == pytest.approx(best, abs=1e-6)
+        assert found.bound_percent == pytest.approx(best, abs=1e-5)
+        for limit in limits:
+            assert found.used[limit.name] == pytest.approx(limit.used(found.architecture))
+            assert limit.allows(found.used[limit.name])
+
+
+def test_without_limits_it_takes_the_best_of_every_choice() -> None:
+    searched = space("maps")
+    contributions = drawn(searched, 0)
+    found = solve(searched, contributions, [])
+    assert found.percent == pytest.approx(max(contributions.percent(searched, n) for n in every_architecture(searched)))
+    assert found.used == {}
+
+
+def test_a_constant_counts() -> None:
+    searched, of = space("maps"), priced(0)
+    contributions = drawn(searched, 0)
+    costs = sorted(Limit("", of, 0.0).used(net) for net in every_architecture(searched))
+    free = solve(searched, contributions, [Limit("ms", of, costs[50])])
+    dearer = solve(searched, contributions, [Limit("ms", of, costs[50] + 2.0, constant=2.0)])
+    assert dearer.architecture == free.architecture
+    assert dearer.used["ms"] == pytest.approx(free.used["ms"] + 2.0)
+
+
+def test_a_limit_out_of_reach_is_refused_with_the_smallest_value() -> None:
+    searched, of = space("tokens last"), priced(0)
+    least = min(Limit("", of, 0.0).used(net) for net in every_architecture(searched))
+    with pytest.raises(LimitsUnreachable, match=rf"ms at most 0\.01 \(smallest: {least:.4g}\)") as caught:
+        solve(searched, drawn(searched, 0), [Limit("ms", of, 0.01), Limit("parameters", lambda key: 1.0, 1e9)])
+    assert caught.value.smallest["ms"] == pytest.approx(least)
+
+
+def test_the_same_question_has_the_same_answer() -> None:
+    searched, contributions = space("tokens in two stages"), drawn(space("tokens in two stages"), 1)
+    limits = [Limit("ms", priced(1), 4.0)]
+    assert solve(searched, contributions, limits) == solve(searched, contributions, limits)
+
+
+def test_contributions_of_another_space_are_refused() -> None:
+    with pytest.raises(ValueError, match="another space"):
+        solve(space("maps"), drawn(space("one width"), 0), [])
