@@ -14,7 +14,7 @@ from train.data import DataConfig
 from train.retraining import RetrainConfig
 from train.supernet_training import SupernetConfig
 
-Method = Literal["search", "uniform", "random"]
+Method = Literal["search", "exact", "uniform", "random"]
 Positive = Annotated[int, Field(gt=0)]
 Milliseconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -50,10 +50,10 @@ class SearchConfig(Record):
     """What is asked of the search.
 
     Budgets are given in milliseconds, or as shares of the largest architecture's predicted latency, for an experiment
-    that should run on any device. `methods` are all delivered at every budget: the slimming ("search") and its
-    baselines. A net must measure `margin` below its budget before it is retrained. Scores re-fit batch-norm statistics
-    on `refit_images` training images, in equal batches of at most `evaluate.batch_size`, and count `score_images` of
-    the held-out part (null: all of it).
+    that should run on any device. `methods` are all delivered at every budget: the published slimming ("search"), the
+    integer program over choices that are scored one by one ("exact"), and the baselines. A net must measure `margin`
+    below its budget before it is retrained. Scores re-fit batch-norm statistics on `refit_images` training images, in
+    equal batches of at most `evaluate.batch_size`, and count `score_images` of the held-out part (null: all of it).
     """
 
     budgets_ms: tuple[Milliseconds, ...] | None = None

@@ -10,8 +10,11 @@ from experiments.models import Job
 from experiments.run import Run
 from experiments.scoring import Scorer
 from search.baselines import random_architecture, uniform_scaling
+from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
+from search.exact import Limit
 from search.importance import Importance
+from search.refining import refined
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
 from supernet import Architecture
@@ -25,6 +28,7 @@ class Solver:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.trajectory: Trajectory | None = None
+        self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -70,11 +74,38 @@ class Solver:
                 progress=progress,
             )
 
+    @cached_property
+    def contributions(self) -> Contributions:
+        """What every choice of the space adds to the score, each measured alone once."""
+        space = self.run.space
+        total = sum(len(space.widths(number)) for number in range(1, len(space.stages) + 1))
+        total += sum(stage.depth * len(stage.candidates) for stage in space.stages)
+        done = 0
+        with self.run.screen.bar("scoring single choices") as advance:
+
+            def score(architecture: Architecture) -> float:
+                nonlocal done
+                done += 1
+                percent = self.scorer(architecture)
+                advance(min(done, total), total, {"held-out %": percent})
+                return percent
+
+            return removal_contributions(space, score)
+
+    def exact(self, asked_ms: float) -> Architecture:
+        """The best-scored architecture within the latency that the integer program leads to."""
+        table, space = self.run.table, self.run.space
+        check_reachable(space, table=table, budget_ms=asked_ms)
+        limit = Limit("ms", of=table.part_ms, at_most=asked_ms, constant=table.correction.constant_ms)
+        return refined(space, self.contributions, score=self.scorer, limits=[limit], scored=self.scored)
+
     def method(self, job: Job) -> Callable[[float], Architecture]:
         """`solve(asked_ms) -> Architecture` for a job's method."""
         match job.method:
             case "search":
                 return self.slimmed
+            case "exact":
+                return self.exact
             case "uniform":
                 return lambda asked_ms: uniform_scaling(self.run.space, table=self.run.table, budget_ms=asked_ms)
             case "random":

@@ -19,7 +19,7 @@ from search.contributions import Contributions
 from search.latency_table import LatencyKey, key_of, keys, reshape_key
 from supernet import Architecture, SearchSpace, UserError
 
-SLACK = 1e-9  # of a limit: what sums of the same numbers in another order may differ by
+SLACK = 1e-12  # of a limit: what sums of the same numbers in another order may differ by
 TRIES = 5
 INFEASIBLE, OPTIMAL = 2, 0  # milp's status
 

@@ -227,6 +227,10 @@ class LatencyTable(Record):
         except KeyError:
             raise UnmeasuredBlock(key, self.environment) from None
 
+    def part_ms(self, key: LatencyKey) -> float:
+        """What a part adds to a prediction: its latency, corrected. Raises `UnmeasuredBlock`."""
+        return self.correction.scale * self.ms(key)
+
     def latency_ms(self, architecture: Architecture) -> float:
         """The predicted latency of a whole net: the corrected sum of its parts. Raises `UnmeasuredBlock`."""
         total = sum(self.ms(key) for key in keys(architecture))

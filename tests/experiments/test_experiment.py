@@ -110,7 +110,10 @@ def test_later_overrides_win_and_others_are_kept(tiny: Callable[..., Path]) -> N
         ("supernet.channels_last=no?", ("supernet.channels_last: ", "boolean", "got 'no?'")),
         ("supernet.mixing=sometimes", ("supernet.mixing: ", "'soft' or 'hard'", "got 'sometimes'")),
         ("search.margin=0.5", ("search.margin: ", "less than 0.5", "got 0.5")),
-        ("search.methods=[search, grid]", ("search.methods.2: ", "'search', 'uniform' or 'random'", "got 'grid'")),
+        (
+            "search.methods=[search, grid]",
+            ("search.methods.2: ", "'search', 'exact', 'uniform' or 'random'", "got 'grid'"),
+        ),
         ("search.methods=[search, search]", ("search: methods: each at most once",)),
         ("search.methods=[]", ("search.methods: ", "at least 1 item")),
         ("search.budgets_ms=[2.0]", ("search: give either budgets_ms or budgets_of_largest",)),

@@ -50,7 +50,7 @@ def test_a_search_that_goes_on_scores_nothing_again(run: Run, monkeypatch: pytes
     assert again.trajectory == first.trajectory
 
 
-@pytest.mark.parametrize("method", ["search", "uniform", "random"])
+@pytest.mark.parametrize("method", ["search", "exact", "uniform", "random"])
 def test_every_method_solves_within_what_is_asked_and_repeatably(run: Run, method: Any) -> None:
     largest_ms = run.table.latency_ms(run.space.largest)
     solved: list[list[Architecture]] = [
@@ -71,7 +71,7 @@ def test_random_baselines_of_two_budgets_are_drawn_apart(run: Run) -> None:
     assert max(len(digests) for digests in drawn) > 1
 
 
-@pytest.mark.parametrize("method", ["search", "uniform"])
+@pytest.mark.parametrize("method", ["search", "exact", "uniform"])
 @pytest.mark.parametrize("scale", [1.0, 0.95, 0.77])
 def test_a_delivered_net_measures_within_its_budget_whatever_the_table_says(
     run: Run, scale: float, method: Any
