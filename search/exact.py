@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import coo_array
 
 from search.contributions import Contributions
@@ -170,7 +170,7 @@ class _Program:
             in_channels=width,
             out_channels=self.space.num_classes,
             grid=self.grids[-1],
-            layout=layout,  # type: ignore[arg-type]
+            layout=layout,
         )
 
     def _blocks(self, number: int) -> list[dict[tuple[int, int], int]]:
@@ -271,7 +271,7 @@ class _Program:
         result = self._milp(costs / size, self.rows)
         return self.limits[limit].used(self._architecture(result.x))
 
-    def _milp(self, objective: np.ndarray, rows: _Rows) -> object:
+    def _milp(self, objective: np.ndarray, rows: _Rows) -> OptimizeResult:
         result = milp(
             objective,
             integrality=self.integer,

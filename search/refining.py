@@ -40,7 +40,7 @@ def refined(
             if net not in scored:
                 scored[net] = score(net)
     within = [net for net in scored if all(limit.allows(limit.used(net)) for limit in limits)]
-    return max(within, key=lambda net: (scored[net], -limits[0].used(net), net.digest))
+    return max(within, key=lambda net: (scored[net], -sum(limit.used(net) for limit in limits[:1]), net.digest))
 
 
 def neighbours_of(space: SearchSpace, architecture: Architecture) -> Iterator[Architecture]:
