@@ -158,10 +158,15 @@ class _Program:
                     )
                 )
             if number == len(space.stages):
-                ends.append(self._head(width, "map"))
+                ends.append(self._head(width, "tokens" if self._ends_in_tokens else "map"))
             found[width] = self._variable(gain, ends, integer=True)
         self.rows.add(dict.fromkeys(found.values(), 1.0), 1, 1)
         return found
+
+    @property
+    def _ends_in_tokens(self) -> bool:
+        """Whether every architecture ends in a token block."""
+        return all(candidate.layout == "tokens" for candidate in self.space.candidates(len(self.space.stages)))
 
     def _head(self, width: int, layout: str) -> LatencyKey:
         return key_of(
@@ -242,7 +247,7 @@ class _Program:
         """Per width of a stage one where it has token blocks: it pays for the reshape, and for another head."""
         for width in self.widths[number - 1]:
             way = self._variable(0.0, [reshape_key(width, self.grids[number - 1])])
-            if number == len(self.space.stages):
+            if number == len(self.space.stages) and not self._ends_in_tokens:
                 for costs, limit in zip(self.costs, self.limits, strict=True):
                     costs[way] += limit.of(self._head(width, "tokens")) - limit.of(self._head(width, "map"))
             of_width = [[row[width, index] for index in tokens] for row in self.blocks[number - 1]]

@@ -12,7 +12,7 @@ import pytest
 
 from search.contributions import Contributions
 from search.exact import Limit, LimitsUnreachable, solve
-from search.latency_table import LatencyKey
+from search.latency_table import LatencyKey, keys
 from supernet import Architecture, SearchSpace, UserError
 
 TOKENS = {"type": "mb3d", "heads": 2, "key_channels": 4, "value_channels": 8}
@@ -21,6 +21,7 @@ SHAPES: dict[str, list[tuple[int, int, list[Any]]]] = {
     "tokens last": [(1, 2, ["mb4d", "identity"]), (3, 2, ["mb4d", TOKENS, "identity"])],
     "tokens in two stages": [(2, 2, ["mb4d", TOKENS, "identity"]), (2, 2, ["mb4d", TOKENS])],
     "tokens before maps": [(2, 1, ["mb4d", TOKENS, "identity"]), (2, 2, ["mb4d", "identity"])],
+    "tokens alone": [(1, 2, ["mb4d", "identity"]), (2, 2, [TOKENS])],
     "one width": [(3, 1, ["mb4d", {"type": "mb4d", "name": "thin", "mlp_ratio": 1}])],
 }
 
@@ -44,9 +45,11 @@ def every_architecture(found: SearchSpace) -> Iterator[Architecture]:
                 yield found.architecture(widths, choices)
 
 
-def priced(seed: int, *, least: float = 0.0) -> Callable[[LatencyKey], float]:
-    """A price a part, drawn from its name."""
-    return lambda key: least + random.Random(f"{seed} {key}").random()
+def priced(found: SearchSpace, seed: int, *, least: float = 0.0) -> Callable[[LatencyKey], float]:
+    """A price for each part that an architecture of the space can have, and for no other, as in a latency table."""
+    parts = {key for net in every_architecture(found) for key in keys(net)}
+    prices = {key: least + random.Random(f"{seed} {key}").random() for key in parts}
+    return prices.__getitem__
 
 
 def drawn(found: SearchSpace, seed: int) -> Contributions:
@@ -67,7 +70,7 @@ def drawn(found: SearchSpace, seed: int) -> Contributions:
 def test_the_optimum_is_that_of_all_architectures(name: str, seed: int) -> None:
     searched = space(name)
     contributions = drawn(searched, seed)
-    prices = [priced(seed), priced(seed + 100, least=-0.2)]
+    prices = [priced(searched, seed), priced(searched, seed + 100, least=-0.2)]
     nets = list(every_architecture(searched))
     assert len({net.digest for net in nets}) == len(nets)
     for share in (0.3, 0.6, 1.0):
@@ -98,7 +101,7 @@ def test_without_limits_it_takes_the_best_of_every_choice() -> None:
 
 
 def test_a_constant_counts() -> None:
-    searched, of = space("maps"), priced(0)
+    searched, of = space("maps"), priced(space("maps"), 0)
     contributions = drawn(searched, 0)
     costs = sorted(Limit("", of, 0.0).used(net) for net in every_architecture(searched))
     free = solve(searched, contributions, [Limit("ms", of, costs[50])])
@@ -108,7 +111,7 @@ def test_a_constant_counts() -> None:
 
 
 def test_a_limit_out_of_reach_is_refused_with_the_smallest_value() -> None:
-    searched, of = space("tokens last"), priced(0)
+    searched, of = space("tokens last"), priced(space("tokens last"), 0)
     least = min(Limit("", of, 0.0).used(net) for net in every_architecture(searched))
     with pytest.raises(LimitsUnreachable, match=rf"ms at most 0\.01 \(smallest: {least:.4g}\)") as caught:
         solve(searched, drawn(searched, 0), [Limit("ms", of, 0.01), Limit("parameters", lambda key: 1.0, 1e9)])
@@ -117,7 +120,7 @@ def test_a_limit_out_of_reach_is_refused_with_the_smallest_value() -> None:
 
 def test_the_same_question_has_the_same_answer() -> None:
     searched, contributions = space("tokens in two stages"), drawn(space("tokens in two stages"), 1)
-    limits = [Limit("ms", priced(1), 4.0)]
+    limits = [Limit("ms", priced(searched, 1), 4.0)]
     assert solve(searched, contributions, limits) == solve(searched, contributions, limits)
 
 

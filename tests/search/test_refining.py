@@ -27,7 +27,7 @@ class Scores:
 
 
 def limit_at(searched: SearchSpace, share: float) -> Limit:
-    of = priced(3)
+    of = priced(searched, 3)
     costs = sorted(Limit("ms", of, 0.0).used(net) for net in every_architecture(searched))
     return Limit("ms", of, costs[int(share * (len(costs) - 1))])
 
@@ -72,8 +72,9 @@ def test_what_was_scored_is_not_scored_again() -> None:
 
 def test_limits_out_of_reach_are_refused() -> None:
     searched = space("maps")
+    limits = [Limit("ms", priced(searched, 0), 0.01)]
     with pytest.raises(LimitsUnreachable):
-        refined(searched, drawn(searched, 0), score=lambda net: 0.0, limits=[Limit("ms", priced(0), 0.01)], scored={})
+        refined(searched, drawn(searched, 0), score=lambda net: 0.0, limits=limits, scored={})
 
 
 @pytest.mark.parametrize("name", SHAPES)
