@@ -56,6 +56,7 @@ setup(
         "scikit-learn>=1.5",
     ],
     extras_require={
+        "openvino": ["openvino>=2025.0"],
         "test": [
             "pytest>=8.3",
             "pytest-timeout>=2.3",
@@ -63,6 +64,7 @@ setup(
             "ruff>=0.14",
             "mypy>=1.18",
             "types-PyYAML",
+            "openvino>=2025.0",
         ],
     },
 )

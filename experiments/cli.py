@@ -169,6 +169,55 @@ def convert(
     Screen().line(f"{out}: {cost(architecture).parameters:,} parameters in the layout of {to.value}")
 
 
+@app.command("measure")
+def measure_command(
+    models: Annotated[
+        list[str], typer.Argument(help="Published names, architecture or ONNX files, folders of models.")
+    ],
+    runtime: Annotated[str, typer.Option("--runtime", help="What executes them.")] = "onnxruntime",
+    precision: Annotated[str | None, typer.Option("--precision", help="A number format of the runtime.")] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
+    resolution: Annotated[int | None, typer.Option("--resolution", min=1, help="Pixels, if not the model's own.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Visits of each model, in random order.")] = 30,
+    table: Annotated[Path | None, typer.Option("--table", help="A latency table or a run: show its prediction.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the figures and their condition as JSON.")] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Measure whole models: median milliseconds of an inference, next to a latency table's prediction."""
+    from experiments import measuring
+    from experiments.artifacts import environment
+    from experiments.console import Screen
+    from experiments.plugins import import_plugins
+    from search.runtimes import runtime as chosen
+    from supernet import schema
+
+    import_plugins(plugin or [])
+    screen, device = Screen(), chosen(runtime, threads=threads, precision=precision)
+    found = [measuring.measurable(model, resolution_px=resolution) for model in dict.fromkeys(models)]
+    known = None if table is None else measuring.table_at(table)
+    if known is not None:
+        measuring.check_condition(known, device, batch_size=batch_size)
+    results = measuring.measured(
+        found, device, batch_size=batch_size, rounds=rounds, table=known, screen=screen
+    )
+    plural = "s" if threads > 1 else ""
+    title = f"{device.name} {device.version}, {device.precision}, batch {batch_size}, {threads} thread{plural}"
+    screen.table(title, ["model", "median ms", "10 % to 90 %", "predicted", "ratio"], measuring.rows_of(results))
+    if save is not None:
+        record = measuring.Measurement(
+            runtime=device.name,
+            version=device.version,
+            precision=device.precision,
+            threads=threads,
+            batch_size=batch_size,
+            environment=environment(threads=threads, command=_command()),
+            models=tuple(results),
+        )
+        schema.save(record, save)
+        screen.line(f"Written: {save}")
+
+
 def _stage_command(name: str, summary: str) -> None:
     @app.command(name, help=summary)
     def command(

@@ -33,12 +33,14 @@ class Seeds(Record):
 class TableConfig(Record):
     """Where and how latency is measured.
 
+    `precision` is a number format that the runtime has (null: its usual one, fp32 for those of the project);
     `rounds` interleaved visits of every net; a block's time is that of `copies` more copies in a small net, divided
     (of fewer where the stage is not that deep).
     `audit_nets` random whole nets are measured against their predictions.
     """
 
     runtime: str = "onnxruntime"
+    precision: str | None = None
     threads: Positive = 1
     batch_size: Positive = 1
     rounds: Positive = 30

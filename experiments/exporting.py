@@ -20,7 +20,7 @@ from experiments.retraining import retrain_model
 from experiments.run import Run
 from experiments.solving import Solver
 from search.measure import Net, Timing, measure
-from search.runtimes.onnx_runtime import OnnxRuntime
+from search.runtimes import FileRuntime
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, MetaFormer, UserError, cost
 from supernet.onnx_export import export_onnx, onnx_parity
@@ -101,7 +101,7 @@ def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
         folder = run.path / "delivered" / job.name
         architecture = Architecture.load(folder / "architecture.yaml")
         shape = (run.experiment.table.batch_size, *architecture.input_shape)
-        if isinstance(run.runtime, OnnxRuntime):
+        if isinstance(run.runtime, FileRuntime):
             nets[job.name] = run.runtime.load(folder / "model.onnx", shape)
         else:
             nets[job.name] = run.runtime.build(_trained(architecture, folder / "model.safetensors"), shape)

@@ -82,7 +82,8 @@ class Run:
     @cached_property
     def runtime(self) -> Runtime:
         """The runtime whose latency counts."""
-        return runtime(self.experiment.table.runtime, threads=self.experiment.table.threads)
+        table = self.experiment.table
+        return runtime(table.runtime, threads=table.threads, precision=table.precision)
 
     @cached_property
     def table(self) -> LatencyTable:

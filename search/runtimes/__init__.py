@@ -15,7 +15,9 @@ Your own runtime is ten lines, in any file that is imported before the experimen
             module, images = module.bfloat16(), torch.randn(input_shape).bfloat16()
             return lambda: module(images)
 
-A runtime on an accelerator must wait for the device inside the callable: the clock stops when it returns.
+A runtime on an accelerator must wait for the device inside the callable: the clock stops when it returns. One that
+computes in several number formats lists them as the class attribute `precisions` and is constructed with `precision=`
+too.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 from torch import nn
 
 from supernet.schema import UserError, nearest
@@ -61,11 +65,25 @@ class Runtime(Protocol):
         ...
 
 
-RuntimeFactory = Callable[..., Runtime]  # called with threads=
+@runtime_checkable
+class FileRuntime(Runtime, Protocol):
+    """A runtime that also runs ONNX files as they are, and so the delivered ones."""
+
+    def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        """As `build`, for an exported model. Raises `UserError` if the file cannot be read."""
+        ...
+
+
+RuntimeFactory = Callable[..., Runtime]  # called with threads=, and with precision= if it has `precisions`
 FactoryT = TypeVar("FactoryT", bound=RuntimeFactory)
 
 _FACTORIES: dict[str, RuntimeFactory] = {}
-_BUILT_IN = {"onnxruntime": "search.runtimes.onnx_runtime", "eager": "search.runtimes.eager"}
+_BUILT_IN = {
+    "onnxruntime": "search.runtimes.onnx_runtime",
+    "eager": "search.runtimes.eager",
+    "compile": "search.runtimes.compiled",
+    "openvino": "search.runtimes.openvino_cpu",
+}
 
 
 def register_runtime(name: str) -> Callable[[FactoryT], FactoryT]:
@@ -83,8 +101,22 @@ def register_runtime(name: str) -> Callable[[FactoryT], FactoryT]:
     return register
 
 
-def runtime(name: str, *, threads: int) -> Runtime:
-    """The runtime of this name with this many threads. Raises `UserError` that names the nearest known one."""
+def noise(input_shape: tuple[int, ...]) -> np.ndarray:
+    """What the project's runtimes measure on: normal noise of shape B,C,H,W, float32, always the same."""
+    return np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
+
+
+def needs_extra(name: str) -> UserError:
+    """What a runtime's file raises if the package that it needs is not installed."""
+    return UserError(f"runtime {name}: not installed; pip install 'slimformer[{name}]' (in a checkout: '.[{name}]')")
+
+
+def runtime(name: str, *, threads: int, precision: str | None = None) -> Runtime:
+    """The runtime of this name with this many threads, in this number format or in its own first choice.
+
+    Raises `UserError`: for an unknown name, with the nearest known one; for a package that is not installed, with how
+    to install it; for a precision that it does not have, with those that it has.
+    """
     if threads < 1:
         raise UserError(f"threads: must be 1 or more (got {threads})")
     if name not in _FACTORIES and name in _BUILT_IN:
@@ -93,7 +125,18 @@ def runtime(name: str, *, threads: int) -> Runtime:
         raise UserError(
             f"unknown runtime {name!r}{nearest(name, runtime_names())}; a runtime of your own needs --plugin FILE"
         )
-    return _FACTORIES[name](threads=threads)
+    factory = _FACTORIES[name]
+    known: tuple[str, ...] = getattr(factory, "precisions", ())
+    if not known:
+        made = factory(threads=threads)
+        known = (made.precision,)
+        if precision in (None, made.precision):
+            return made
+    elif precision is None:
+        return factory(threads=threads)
+    elif precision in known:
+        return factory(threads=threads, precision=precision)
+    raise UserError(f"runtime {name}: computes in {', '.join(known)}, not in {precision}")
 
 
 def runtime_names() -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from search.runtimes import register_runtime
+from search.runtimes import noise, register_runtime
 
 
 @register_runtime("eager")
@@ -23,18 +23,26 @@ class EagerRuntime:
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
-        images = torch.randn(input_shape, generator=torch.Generator().manual_seed(0))
-        # channels_last is the faster layout: measured 12 % at 32 px, 15 % at 224 px on an AVX2 core
-        images = images.contiguous(memory_format=torch.channels_last)
-        module = module.to(memory_format=torch.channels_last)
+        images = channels_last_noise(input_shape)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return with_threads(lambda: module(images), self.threads)
 
-        def run() -> object:
-            before = torch.get_num_threads()
-            torch.set_num_threads(self.threads)
-            try:
-                with torch.inference_mode():
-                    return module(images)
-            finally:
-                torch.set_num_threads(before)
 
-        return run
+def channels_last_noise(input_shape: tuple[int, ...]) -> Tensor:
+    """The noise as a channels_last map, the faster layout: measured 12 % at 32 px, 15 % at 224 px on an AVX2 core."""
+    return torch.from_numpy(noise(input_shape)).contiguous(memory_format=torch.channels_last)
+
+
+def with_threads(work: Callable[[], object], threads: int) -> Callable[[], object]:
+    """The same call in inference mode on this many threads; the caller's number is restored."""
+
+    def run() -> object:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode():
+                return work()
+        finally:
+            torch.set_num_threads(before)
+
+    return run

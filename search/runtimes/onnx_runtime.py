@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 from torch import nn
 
-from search.runtimes import register_runtime
+from search.runtimes import noise, register_runtime
 from supernet.onnx_export import onnx_bytes, open_session
 
 
@@ -31,6 +30,5 @@ class OnnxRuntime:
     def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """The same for an exported model, a file or its bytes. Raises `UserError` if the file cannot be read."""
         session = open_session(model, threads=self.threads)
-        noise = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
-        feed = {session.get_inputs()[0].name: noise}
+        feed = {session.get_inputs()[0].name: noise(input_shape)}
         return lambda: session.run(None, feed)

@@ -103,10 +103,10 @@ class VirtualNet:
 
 @register_runtime("virtual")
 class VirtualRuntime:
-    name, version, precision = "virtual", "1", "fp32"
+    name, version, precisions = "virtual", "1", ("fp32", "bf16")
 
-    def __init__(self, *, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, *, threads: int, precision: str = "fp32") -> None:
+        self.threads, self.precision = threads, precision
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> VirtualNet:
         parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -131,7 +131,8 @@ def _measured(nets: Mapping[Any, Callable[[], object]], **options: Any) -> dict[
 @pytest.fixture(scope="session", autouse=True)
 def _virtual_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("search.table_building", "search.latency_audit", "experiments.exporting"):
+        timing = ("search.table_building", "search.latency_audit", "experiments.exporting", "experiments.measuring")
+        for module in timing:
             patch.setattr(f"{module}.measure", _measured)
         patch.setattr("experiments.exporting.FIRST_PAUSE_SECONDS", 0.0)
         yield

@@ -145,6 +145,7 @@ FIELDS: dict[str, Shown | Ran] = {
     "supernet.channels_last": Shown(SUPERNET, "test_channels_last_is_the_layout_of_the_weights"),
     **{f"supernet.augment.{name}": shown for name, shown in AUGMENTATION.items()},
     "table.runtime": ran("table", "latency-*-t?.json", "table.runtime=virtual_too"),
+    "table.precision": ran("table", "latency-*-t?.json", "table.precision=bf16"),
     "table.threads": ran("table", AUDIT, "table.threads=2"),
     "table.batch_size": ran("table", AUDIT, "table.batch_size=3"),
     "table.rounds": ran("table", "latency-*-t?.json", "table.rounds=3"),

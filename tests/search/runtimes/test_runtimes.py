@@ -1,6 +1,8 @@
-"""Runtimes: registration, the two built-in ones, and a user's own."""
+"""Runtimes: registration, the built-in ones, and a user's own."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 
 from search import runtimes
 from search.measure import measure
-from search.runtimes import register_runtime, runtime, runtime_names
+from search.runtimes import noise, register_runtime, runtime, runtime_names
 from supernet.onnx_export import export_onnx
 from supernet.schema import UserError
 
@@ -37,21 +39,49 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()).eval()
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "eager"])
+BUILT_IN = ["onnxruntime", "eager", "openvino", pytest.param("compile", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_a_built_in_runtime_computes_what_the_module_computes(name):
     net = small_net()
-    run = runtime(name, threads=1).build(net, SHAPE)
-    output = run()
-    found = output[0] if isinstance(output, list) else output
-    assert np.asarray(found).shape == (2, 8 * 8 * 8)
-    assert np.array_equal(np.asarray(found), np.asarray(run()[0] if isinstance(output, list) else run()))
+    with torch.no_grad():
+        expected = net(torch.from_numpy(noise(SHAPE)))
+    output = runtime(name, threads=1).build(net, SHAPE)()
+    found = torch.as_tensor(np.array(output[0] if isinstance(output, list) else output))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "eager"])
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_a_built_in_runtime_states_its_condition(name):
     built = runtime(name, threads=2)
     assert (built.name, built.precision, built.threads) == (name, "fp32", 2)
     assert built.version[0].isdigit()
+
+
+@pytest.mark.long
+def test_every_one_of_many_compiled_nets_is_compiled():
+    nets = [runtime("compile", threads=1).build(small_net(), SHAPE) for _ in range(12)]
+    with torch.profiler.profile() as profile:
+        for net in nets:
+            net()
+    assert "aten::batch_norm" not in {event.key for event in profile.key_averages()}  # folded or fused by the compiler
+
+
+def test_a_precision_that_a_runtime_does_not_have_is_refused_with_those_it_has():
+    assert runtime("eager", threads=1, precision="fp32").precision == "fp32"
+    with pytest.raises(UserError, match="runtime eager: computes in fp32, not in int4"):
+        runtime("eager", threads=1, precision="int4")
+    with pytest.raises(UserError, match="runtime openvino: computes in fp32, bf16, fp16, not in int4"):
+        runtime("openvino", threads=1, precision="int4")
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(runtimes, "_FACTORIES", {})
+    monkeypatch.delitem(sys.modules, "search.runtimes.openvino_cpu", raising=False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"pip install 'slimformer\[openvino\]'"):
+        runtime("openvino", threads=1)
 
 
 def test_eager_runs_with_its_threads_and_gives_the_callers_back():

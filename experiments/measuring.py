@@ -1,0 +1,161 @@
+"""`slimformer measure`: whole models on a runtime, next to what a latency table predicts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.artifacts import Environment
+from experiments.console import Screen, counted
+from experiments.run import AUDIT
+from search.latency_audit import LatencyAudit, fresh_model
+from search.latency_table import LatencyTable, UnmeasuredBlock
+from search.measure import Net, Timing, machine, measure
+from search.runtimes import FileRuntime, Runtime
+from supernet import Architecture, UserError, list_models, published_architecture
+from supernet.onnx_export import open_session
+from supernet.schema import Record, nearest
+from train.randomness import generator_for
+
+DESCRIPTIONS = (".yaml", ".yml", ".json")
+
+
+class MeasuredModel(Record):
+    """One whole model: milliseconds of an inference, and what the table predicted (null where it has a part less)."""
+
+    name: str
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    predicted_ms: float | None
+
+
+class Measurement(Record):
+    """The file that `slimformer measure --save` writes: models measured in the same rounds, and the condition."""
+
+    schema_version: Literal[1] = 1
+    runtime: str
+    version: str
+    precision: str
+    threads: int
+    batch_size: int
+    environment: Environment
+    models: tuple[MeasuredModel, ...]
+
+
+@dataclass(frozen=True)
+class Measurable:
+    """A model to measure: how it is built on a runtime, and its architecture where that is known."""
+
+    name: str
+    build: Callable[[Runtime, int], Net]
+    architecture: Architecture | None
+
+
+def measurable(model: str, *, resolution_px: int | None) -> Measurable:
+    """What a published name, an architecture file, a folder of a model or an ONNX file means. Raises `UserError`."""
+    path = Path(model)
+    if path.suffix == ".onnx":
+        return Measurable(model, lambda runtime, batch_size: _file(runtime, path, batch_size), None)
+    if path.is_dir():
+        found = next((path / name for name in ("architecture.yaml", "config.json") if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(f"{path}: no model here (expected architecture.yaml or config.json)")
+        architecture = Architecture.load(found)
+    elif path.suffix in DESCRIPTIONS:
+        architecture = Architecture.load(path)
+    elif model in list_models():
+        architecture = published_architecture(model)
+    else:
+        raise UserError(f"{model}: neither a file nor a published model{nearest(model, list_models())}")
+    if resolution_px is not None:
+        architecture = architecture.model_copy(update={"resolution_px": (resolution_px, resolution_px)})
+
+    def build(runtime: Runtime, batch_size: int) -> Net:
+        return runtime.build(fresh_model(architecture), (batch_size, *architecture.input_shape))
+
+    return Measurable(model, build, architecture)
+
+
+def _file(runtime: Runtime, path: Path, batch_size: int) -> Net:
+    if not isinstance(runtime, FileRuntime):
+        raise UserError(f"{path}: the runtime {runtime.name} reads no ONNX files")
+    shape = open_session(path, threads=1).get_inputs()[0].shape
+    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+        raise UserError(f"{path}: its input is {shape}, not images of one size")
+    return runtime.load(path, (batch_size, *shape[1:]))
+
+
+def table_at(path: Path) -> LatencyTable:
+    """The table of a file or of a run folder, with the correction of the audit beside it."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        found = sorted(file for file in path.glob("latency-*.json") if file.name != AUDIT)
+        if len(found) != 1:
+            raise UserError(f"{path}: holds {len(found)} latency tables; name one file")
+        path = found[0]
+    table = LatencyTable.load(path)
+    if (folder / AUDIT).is_file():
+        correction = LatencyAudit.load(folder / AUDIT).correction
+        table = table.corrected(scale=correction.scale, constant_ms=correction.constant_ms)
+    return table
+
+
+def check_condition(table: LatencyTable, runtime: Runtime, *, batch_size: int) -> None:
+    """Raise `UserError` if a table was measured under another condition than the runtime's."""
+    there = (table.environment, table.batch_size)
+    name = f"{runtime.name} {runtime.version} on {machine().cpu}"
+    threads = f"{runtime.threads} thread{'s' if runtime.threads > 1 else ''}"
+    here = (f"{name} ({runtime.precision}, batch {batch_size}, {threads})", batch_size)
+    if there != here:
+        raise UserError(f"the table is of {there[0]}, but this would measure {here[0]}")
+
+
+def measured(
+    models: Sequence[Measurable],
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    rounds: int,
+    table: LatencyTable | None,
+    screen: Screen,
+) -> list[MeasuredModel]:
+    """Measure all models in the same rounds, in random order."""
+    nets = {model.name: model.build(runtime, batch_size) for model in models}
+    with screen.bar("measuring") as advance:
+        timings = measure(
+            nets, rounds=rounds, warmup=5, generator=generator_for(0, "measure models"), progress=counted(advance)
+        )
+    return [_result(model, timings[model.name], table) for model in models]
+
+
+def _result(model: Measurable, timing: Timing, table: LatencyTable | None) -> MeasuredModel:
+    predicted_ms = None
+    if table is not None and model.architecture is not None:
+        try:
+            predicted_ms = table.latency_ms(model.architecture)
+        except UnmeasuredBlock:
+            predicted_ms = None
+    return MeasuredModel(
+        name=model.name,
+        median_ms=timing.median_ms,
+        p10_ms=timing.p10_ms,
+        p90_ms=timing.p90_ms,
+        runs=timing.runs,
+        predicted_ms=predicted_ms,
+    )
+
+
+def rows_of(results: Sequence[MeasuredModel]) -> list[list[str]]:
+    """Rows for a table: model, median, 10th to 90th percentile, predicted, measured over predicted."""
+    rows = []
+    for result in results:
+        predicted, ratio = "-", "-"
+        if result.predicted_ms is not None:
+            predicted, ratio = f"{result.predicted_ms:.3f}", f"{result.median_ms / result.predicted_ms:.3f}"
+        spread = f"{result.p10_ms:.3f} to {result.p90_ms:.3f}"
+        rows.append([result.name, f"{result.median_ms:.3f}", spread, predicted, ratio])
+    return rows

@@ -1,0 +1,36 @@
+"""torch.compile on the CPU: what a model takes in a Python program that compiles it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from search.runtimes import register_runtime
+from search.runtimes.eager import channels_last_noise, with_threads
+
+
+@register_runtime("compile")
+class CompiledRuntime:
+    """Compiles the graph that torch.export takes of a module; inference mode, fp32, channels_last.
+
+    Each graph has code of its own. Modules compiled as they are share the code of their class, and torch silently runs
+    them uncompiled from the ninth on.
+    """
+
+    name = "compile"
+    version: str = torch.__version__
+    precision = "fp32"
+
+    def __init__(self, *, threads: int) -> None:
+        self.threads = threads
+
+    def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        """A callable that runs one inference on fixed normal noise of shape B,C,H,W; compiled on return."""
+        images = channels_last_noise(input_shape)
+        graph = torch.export.export(module.to(memory_format=torch.channels_last), (images,)).module()  # type: ignore[call-overload]
+        compiled = torch.compile(graph, dynamic=False, fullgraph=True)
+        run = with_threads(lambda: compiled(images), self.threads)
+        run()
+        return run

@@ -1,0 +1,64 @@
+"""OpenVINO on the CPU, from the same ONNX graph that is delivered."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from search.runtimes import needs_extra, noise, register_runtime
+from supernet.onnx_export import onnx_bytes
+from supernet.schema import UserError
+
+try:
+    import openvino
+except ImportError:
+    raise needs_extra("openvino") from None
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+@register_runtime("openvino")
+class OpenVinoRuntime:
+    """One stream of `threads` threads, tuned for latency; bf16 and fp16 where the processor computes them."""
+
+    name = "openvino"
+    version: str = openvino.__version__.partition("-")[0]
+    precisions = tuple(_HINTS)
+
+    def __init__(self, *, threads: int, precision: str = "fp32") -> None:
+        self.threads, self.precision = threads, precision
+        self.core = openvino.Core()
+        able = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision.upper() not in able:
+            raise UserError(f"openvino: this processor does not compute {precision} (it has {', '.join(able)})")
+
+    def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
+        return self.load(onnx_bytes(module, input_shape=input_shape), input_shape)
+
+    def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        """The same for an exported model, an ONNX file or its bytes. Raises `UserError` if it cannot be read."""
+        where = "the model" if isinstance(model, bytes) else str(model)
+        try:
+            read = self.core.read_model(io.BytesIO(model) if isinstance(model, bytes) else str(model))
+            read.reshape(list(input_shape))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{where}: not an ONNX model that OpenVINO can read ({reason})") from None
+        settings = {
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+        }
+        request = self.core.compile_model(read, "CPU", settings).create_infer_request()
+        request.set_input_tensor(openvino.Tensor(noise(input_shape)))
+
+        def run() -> object:
+            request.infer()
+            return request.get_output_tensor().data
+
+        return run

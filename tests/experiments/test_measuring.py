@@ -1,0 +1,75 @@
+"""`slimformer measure`: every kind of model, next to the prediction of a table of the same condition."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.measuring import measurable
+from supernet import Architecture, published_architecture
+
+Slimformer = Callable[..., Any]
+QUICK = ("--rounds", "2")
+
+
+@pytest.fixture
+def delivered(finished: Path) -> Path:
+    """One delivered model of a finished run."""
+    return min((finished / "delivered").iterdir())
+
+
+def test_a_model_is_measured_beside_the_tables_prediction(
+    finished: Path, delivered: Path, tmp_path: Path, slimformer: Slimformer
+) -> None:
+    saved = tmp_path / "measured.json"
+    words = ("--table", finished, "--runtime", "virtual", "--save", saved, *QUICK)
+    outcome = slimformer("measure", delivered, delivered / "architecture.yaml", "poolformerv2_s12", *words)
+    assert outcome.code == 0, outcome.err
+    found = {model["name"]: model for model in json.loads(saved.read_text())["models"]}
+    assert len(found) == 3
+    same = found[str(delivered)]
+    assert same == found[str(delivered / "architecture.yaml")] | {"name": str(delivered)}
+    assert same["predicted_ms"] == pytest.approx(same["median_ms"], rel=0.02)  # virtual time adds up
+    assert found["poolformerv2_s12"]["predicted_ms"] is None
+    assert f"{same['median_ms']:.3f}" in outcome.out
+
+
+def test_an_onnx_file_is_measured_as_it_is(delivered: Path, slimformer: Slimformer) -> None:
+    outcome = slimformer("measure", delivered / "model.onnx", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "model.onnx" in outcome.out
+    assert "reads no ONNX files" in slimformer("measure", delivered / "model.onnx", "--runtime", "eager").mistake
+
+
+def test_a_table_of_another_condition_is_refused_with_both(
+    finished: Path, delivered: Path, slimformer: Slimformer
+) -> None:
+    for words in (("--runtime", "eager"), ("--runtime", "virtual", "--batch-size", "2")):
+        mistake = slimformer("measure", delivered, "--table", finished, *words).mistake
+        assert "the table is of virtual 1" in mistake
+        assert "but this would measure" in mistake
+
+
+def test_folder_and_architecture_and_published_name_are_known(delivered: Path) -> None:
+    expected = Architecture.load(delivered / "architecture.yaml")
+    assert measurable(str(delivered), resolution_px=None).architecture == expected
+    assert measurable(str(delivered / "architecture.yaml"), resolution_px=None).architecture == expected
+    named = measurable("caformer_s18", resolution_px=64).architecture
+    assert named == published_architecture("caformer_s18").model_copy(update={"resolution_px": (64, 64)})
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ("caformer_s81", "did you mean caformer_s18?"),
+        ("missing.yaml", "missing.yaml"),
+        ("missing.onnx", "no such file"),
+        (".", "no model here"),
+    ],
+)
+def test_a_mistake_is_one_line(model: str, problem: str, tmp_path: Path, slimformer: Slimformer) -> None:
+    assert problem in slimformer("measure", tmp_path if model == "." else model, *QUICK).mistake
