@@ -151,13 +151,20 @@ class LatencyPair(FileRecord):
     measured_ms: Milliseconds
     measured_p10_ms: Milliseconds | None = None
     measured_p90_ms: Milliseconds | None = None
+    kinds_ms: dict[str, float] = {}
 
 
 class Correction(FileRecord):
-    """A line that takes a prediction to a better one: constant_ms + scale * predicted_ms."""
+    """What takes a prediction to a better one: constant_ms + scale * the sum of scales[kind] * ms of that kind."""
 
     constant_ms: float
     scale: float
+    scales: dict[str, float] = {}
+
+    def of(self, pair: LatencyPair) -> float:
+        """The corrected prediction of a net, in ms."""
+        known = pair.kinds_ms or {"": pair.predicted_ms}  # records from before there were kinds
+        return self.constant_ms + self.scale * sum(self.scales.get(kind, 1.0) * ms for kind, ms in known.items())
 
 
 class HeldOut(FileRecord):

@@ -55,9 +55,9 @@ def corrected_pairs(audit: LatencyAuditFile) -> list[LatencyPair]:
     """The nets that the correction was not fitted on, with corrected predictions; empty without a correction."""
     if audit.held_out is None:
         return []
-    line = audit.held_out.correction
+    correction = audit.held_out.correction
     return [
-        pair.model_copy(update={"predicted_ms": line.constant_ms + line.scale * pair.predicted_ms})
+        pair.model_copy(update={"predicted_ms": correction.of(pair)})
         for pair in audit.pairs[audit.held_out.fitted :]
     ]
 

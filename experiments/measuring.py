@@ -99,8 +99,7 @@ def table_at(path: Path) -> LatencyTable:
         path = found[0]
     table = LatencyTable.load(path)
     if (folder / AUDIT).is_file():
-        correction = LatencyAudit.load(folder / AUDIT).correction
-        table = table.corrected(scale=correction.scale, constant_ms=correction.constant_ms)
+        table = table.corrected(LatencyAudit.load(folder / AUDIT).correction)
     return table
 
 

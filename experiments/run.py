@@ -90,7 +90,7 @@ class Run:
         """The measured table, with the correction that its audit on whole nets found."""
         written = self.folder.manifest.stages["table"].artifacts
         (name,) = (name for name in written if name != AUDIT)
-        table, correction = LatencyTable.load(self.path / name), self.audit.correction
+        table = LatencyTable.load(self.path / name)
         there = f"{table.machine.cpu}, {table.runtime.name} {table.runtime.version}"
         here = f"{machine().cpu}, {self.runtime.name} {self.runtime.version}"
         if there != here:
@@ -98,7 +98,7 @@ class Run:
                 f"{self.path / name}: was measured on another device ({there}; here: {here}); measure one here:"
                 f" slimformer table {self.path} --redo"
             )
-        return table.corrected(scale=correction.scale, constant_ms=correction.constant_ms)
+        return table.corrected(self.audit.correction)
 
     @cached_property
     def audit(self) -> LatencyAudit:

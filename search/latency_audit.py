@@ -6,6 +6,7 @@ are measured again, because no prediction can be better than that.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +25,17 @@ from supernet.architecture import Architecture
 from supernet.metaformer import MetaFormer
 from supernet.schema import Record, load, save
 
+LEAST_PAIRS_BY_KIND = 8  # with fewer nets a factor a kind of part would be guessed
+HOLDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # how strongly the factors are held to the common scale
+
 
 class LatencyPair(Record):
-    """One whole net: the table's prediction and the measurement, in ms."""
+    """One whole net: the table's prediction, whole and by kind of part, and the measurement, in ms."""
 
     digest: str
     architecture: Architecture
     predicted_ms: float
+    kinds_ms: dict[str, float]
     measured_ms: Annotated[float, Field(gt=0)]
     measured_p10_ms: float
     measured_p90_ms: float
@@ -100,7 +105,7 @@ def audit(table: LatencyTable, timings: Mapping[Architecture, Timing]) -> Latenc
     fewer than four nets). Raises `UnmeasuredBlock` for a net that the table cannot predict and `ValueError` without
     any net.
     """
-    return _summary(table, tuple(_pair(net, table.latency_ms(net), timing) for net, timing in timings.items()))
+    return _summary(table, tuple(_pair(net, table, timing) for net, timing in timings.items()))
 
 
 def measure_models(
@@ -143,15 +148,29 @@ def errors(pairs: Sequence[LatencyPair]) -> LatencyErrors:
 
 
 def fit_correction(pairs: Sequence[LatencyPair]) -> Correction:
-    """The constant and scale, both at least zero, with the least squared relative error (scipy's nnls).
+    """The correction with the least squared relative error: a constant, and a factor for each kind of part.
 
-    With one pair, or pairs of one predicted latency, it is a scale alone. Raises `ValueError` without pairs.
+    First constant and common scale alone, both at least zero (scipy's nnls); then a factor a kind, held to the common
+    scale as strongly as leaving one net out after the other says is best (which may be altogether). With one pair, or
+    pairs of one predicted latency, it is a scale alone. Raises `ValueError` without pairs.
     """
     if not pairs:
         raise ValueError("a correction needs at least one measured net")
-    predicted, measured = (
-        np.array([getattr(pair, name) for pair in pairs]) for name in ("predicted_ms", "measured_ms")
-    )
+    line = _line(pairs)
+    kinds = sorted({kind for pair in pairs for kind in pair.kinds_ms})
+    if len(pairs) < LEAST_PAIRS_BY_KIND or len(kinds) < 2:
+        return line
+    left_out = {hold: _left_out_error(pairs, kinds, hold) for hold in HOLDS}
+    hold = min(HOLDS, key=left_out.__getitem__)
+    of_lines = [_relative_error(_line(_without(pairs, index)), pair) for index, pair in enumerate(pairs)]
+    if left_out[hold] >= float(np.mean(np.square(of_lines))):
+        return line
+    return _by_kind(pairs, kinds, line, hold)
+
+
+def _line(pairs: Sequence[LatencyPair]) -> Correction:
+    """Constant and common scale."""
+    predicted, measured = (np.array(values) for values in zip(*((p.predicted_ms, p.measured_ms) for p in pairs)))
     columns = [predicted / measured]
     if len(np.unique(predicted)) > 1:
         columns.append(1.0 / measured)
@@ -161,12 +180,42 @@ def fit_correction(pairs: Sequence[LatencyPair]) -> Correction:
     return Correction(scale=float(solution[0]), constant_ms=float(solution[1]) if len(solution) > 1 else 0.0)
 
 
-def _pair(net: Architecture, predicted_ms: float, timing: Timing) -> LatencyPair:
+def _by_kind(pairs: Sequence[LatencyPair], kinds: Sequence[str], line: Correction, hold: float) -> Correction:
+    """A factor a kind: least squares with a penalty for what a factor's distance from the common scale changes."""
+    measured = np.array([pair.measured_ms for pair in pairs])
+    shares = np.array([[pair.kinds_ms.get(kind, 0.0) for kind in kinds] for pair in pairs]) / measured[:, None]
+    weight = math.sqrt(hold * len(pairs)) * shares.mean(axis=0)  # a kind's share of the latency of a typical net
+    fitted = np.column_stack([shares, 1.0 / measured])
+    held = np.column_stack([np.diag(weight), np.zeros(len(kinds))])
+    solution, _ = nnls(np.vstack([fitted, held]), np.concatenate([np.ones(len(pairs)), line.scale * weight]))
+    scales = {kind: float(factor / line.scale) for kind, factor in zip(kinds, solution, strict=False)}
+    return Correction(constant_ms=float(solution[-1]), scale=line.scale, scales=scales)
+
+
+def _without(pairs: Sequence[LatencyPair], index: int) -> list[LatencyPair]:
+    return [pair for other, pair in enumerate(pairs) if other != index]
+
+
+def _relative_error(correction: Correction, pair: LatencyPair) -> float:
+    return correction.of(pair.kinds_ms) / pair.measured_ms - 1.0
+
+
+def _left_out_error(pairs: Sequence[LatencyPair], kinds: Sequence[str], hold: float) -> float:
+    """The mean squared relative error of nets, each predicted by what is fitted on the others."""
+    found = []
+    for index, pair in enumerate(pairs):
+        others = _without(pairs, index)
+        found.append(_relative_error(_by_kind(others, kinds, _line(others), hold), pair))
+    return float(np.mean(np.square(found)))
+
+
+def _pair(net: Architecture, table: LatencyTable, timing: Timing) -> LatencyPair:
     first, second = timing.samples_ms[0::2], timing.samples_ms[1::2] or timing.samples_ms
     return LatencyPair(
         digest=net.digest,
         architecture=net,
-        predicted_ms=predicted_ms,
+        predicted_ms=table.latency_ms(net),
+        kinds_ms=table.kinds_ms(net),
         measured_ms=timing.median_ms,
         measured_p10_ms=timing.p10_ms,
         measured_p90_ms=timing.p90_ms,
@@ -196,5 +245,4 @@ def _summary(table: LatencyTable, pairs: tuple[LatencyPair, ...]) -> LatencyAudi
 
 
 def _corrected(pair: LatencyPair, correction: Correction) -> LatencyPair:
-    predicted_ms = correction.constant_ms + correction.scale * pair.predicted_ms
-    return pair.model_copy(update={"predicted_ms": predicted_ms})
+    return pair.model_copy(update={"predicted_ms": correction.of(pair.kinds_ms)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -161,11 +162,30 @@ def _canonical_spec(part: Part, spec: str) -> str:
         return spec
 
 
+@lru_cache(maxsize=65536)
+def kind_of(key: LatencyKey) -> str:
+    """What a correction treats alike: a part, or the blocks of one type, on maps of one size ("conv 4x4")."""
+    name = json.loads(key.spec)["type"] if key.part == "block" else key.part
+    return f"{name} {key.grid[0]}x{key.grid[1]}"
+
+
 class Correction(Record):
-    """A linear correction of a table, from whole nets: latency = constant_ms + scale * sum of the parts."""
+    """A correction of a table, from whole nets: constant_ms + scale * (sum over kinds of scales[kind] * their ms).
+
+    `scales` holds a factor a kind of part (`kind_of`); one that is not in it counts as it was measured.
+    """
 
     constant_ms: Annotated[float, Field(ge=0)] = 0.0
     scale: Annotated[float, Field(gt=0)] = 1.0
+    scales: dict[str, Annotated[float, Field(ge=0)]] = {}
+
+    def factor(self, kind: str) -> float:
+        """What the ms of this kind of part are multiplied with."""
+        return self.scale * self.scales.get(kind, 1.0)
+
+    def of(self, kinds_ms: Mapping[str, float]) -> float:
+        """The corrected latency of a net whose parts take so many ms, kind by kind."""
+        return self.constant_ms + sum(self.factor(kind) * ms for kind, ms in kinds_ms.items())
 
 
 class UnmeasuredBlock(UserError):
@@ -205,6 +225,10 @@ class LatencyTable(Record):
     def _milliseconds(self) -> dict[LatencyKey, float]:
         return {entry.key: entry.median_ms for entry in self.entries}
 
+    @cached_property
+    def _corrected_ms(self) -> dict[LatencyKey, float]:
+        return {key: self.correction.factor(kind_of(key)) * ms for key, ms in self._milliseconds.items()}
+
     @property
     def environment(self) -> str:
         """The condition of every number in the table, in words."""
@@ -222,10 +246,7 @@ class LatencyTable(Record):
 
     def ms(self, key: LatencyKey) -> float:
         """The measured latency of a part, uncorrected. Raises `UnmeasuredBlock`."""
-        try:
-            return self._milliseconds[key]
-        except KeyError:
-            raise UnmeasuredBlock(key, self.environment) from None
+        return self._found(self._milliseconds, key)
 
     def part_ms(self, key: LatencyKey) -> float:
         """What a part adds to a prediction: its latency, corrected. Raises `UnmeasuredBlock`."""
@@ -233,14 +254,25 @@ class LatencyTable(Record):
 
     def latency_ms(self, architecture: Architecture) -> float:
         """The predicted latency of a whole net: the corrected sum of its parts. Raises `UnmeasuredBlock`."""
-        total = sum(self.ms(key) for key in keys(architecture))
-        return self.correction.constant_ms + self.correction.scale * total
+        parts = sum(self._found(self._corrected_ms, key) for key in keys(architecture))
+        return self.correction.constant_ms + parts
 
-    def corrected(self, *, scale: float = 1.0, constant_ms: float = 0.0) -> LatencyTable:
-        """This table with its predictions p turned into constant_ms + scale * p, on top of earlier corrections."""
-        correction = Correction(
-            constant_ms=constant_ms + scale * self.correction.constant_ms, scale=scale * self.correction.scale
-        )
+    def kinds_ms(self, architecture: Architecture) -> dict[str, float]:
+        """The measured ms of a net's parts, uncorrected, summed over each kind. Raises `UnmeasuredBlock`."""
+        sums: dict[str, float] = {}
+        for key in keys(architecture):
+            kind = kind_of(key)
+            sums[kind] = sums.get(kind, 0.0) + self.ms(key)
+        return sums
+
+    def _found(self, values: Mapping[LatencyKey, float], key: LatencyKey) -> float:
+        try:
+            return values[key]
+        except KeyError:
+            raise UnmeasuredBlock(key, self.environment) from None
+
+    def corrected(self, correction: Correction) -> LatencyTable:
+        """This table with another correction in the place of its own."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         return LatencyTable(**fields | {"correction": correction})
 

@@ -12,6 +12,7 @@ from experiments.console import Screen
 from experiments.models import Job
 from experiments.run import Run
 from experiments.solving import Solver, architecture_path
+from search.latency_table import Correction
 from search.slimming import BudgetUnreachable
 from supernet import Architecture
 
@@ -77,7 +78,8 @@ def test_a_delivered_net_measures_within_its_budget_whatever_the_table_says(
     run: Run, scale: float, method: Any
 ) -> None:
     budget_ms = 0.8 * run.table.latency_ms(run.space.largest)
-    run.table = run.table.corrected(scale=scale, constant_ms=0.0)
+    there = run.table.correction
+    run.table = run.table.corrected(Correction(scale=scale * there.scale, scales=there.scales))
     delivery = Solver(run).deliver(Job(method=method, budget_ms=budget_ms))
     assert delivery.measured_ms <= 0.98 * budget_ms
     last = delivery.rounds[-1]

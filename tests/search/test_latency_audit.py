@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from search.latency_audit import LatencyPair, errors, fit_correction
+from search.latency_table import Correction
 from supernet import published_architecture
 
 NET = published_architecture("efficientformer_l1")
 
 
-def pair(predicted_ms: float, measured_ms: float) -> LatencyPair:
+def pair(predicted_ms: float, measured_ms: float, **kinds_ms: float) -> LatencyPair:
     return LatencyPair(
         digest="0" * 16,
         architecture=NET,
         predicted_ms=predicted_ms,
+        kinds_ms=kinds_ms or {"whole": predicted_ms},
         measured_ms=measured_ms,
         measured_p10_ms=measured_ms,
         measured_p90_ms=measured_ms,
@@ -54,6 +57,38 @@ def test_a_correction_keeps_the_order_of_predictions_that_explain_nothing():
 def test_one_net_corrects_the_scale_alone():
     found = fit_correction([pair(1.0, 1.25)])
     assert (found.constant_ms, found.scale) == pytest.approx((0.0, 1.25))
+
+
+def nets_of(kinds: dict[str, float], *, noise: float, count: int = 20) -> list[LatencyPair]:
+    """Nets whose kinds of parts take so many times what the table says, in random shares."""
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        parts = {kind: float(draw.uniform(0.1, 1.0)) for kind in kinds}
+        measured = sum(kinds[kind] * ms for kind, ms in parts.items()) * (1 + noise * draw.standard_normal())
+        found.append(pair(sum(parts.values()), measured, **parts))
+    return found
+
+
+def mean_error(correction: Correction, judged: list[LatencyPair]) -> float:
+    return float(np.mean([abs(correction.of(net.kinds_ms) / net.measured_ms - 1) for net in judged]))
+
+
+def test_a_kind_of_part_that_takes_longer_than_measured_gets_a_factor_of_its_own():
+    nets = nets_of({"a": 1.0, "b": 1.3, "c": 0.9}, noise=0.0, count=40)
+    found = fit_correction(nets[:20])
+    assert mean_error(found, nets[20:]) < 0.005
+    assert {kind: found.factor(kind) for kind in "abc"} == pytest.approx({"a": 1.0, "b": 1.3, "c": 0.9}, rel=0.03)
+
+
+def test_where_kinds_do_not_differ_noise_gives_them_hardly_a_factor():
+    nets = nets_of(dict.fromkeys("abcdef", 1.1), noise=0.03, count=400)
+    found = fit_correction(nets[:12])
+    assert mean_error(found, nets[12:]) < mean_error(Correction(scale=1.1), nets[12:]) + 0.01
+
+
+def test_few_nets_correct_the_line_alone():
+    assert fit_correction(nets_of({"a": 1.0, "b": 1.3}, noise=0.0, count=7)).scales == {}
 
 
 def test_a_correction_without_nets_is_refused():

@@ -104,16 +104,22 @@ def test_an_unmeasured_part_is_an_exception_that_names_it_and_the_condition():
         table_of(NET).latency_ms(other)
 
 
-def test_corrections_add_up():
-    table = table_of(NET).corrected(scale=2.0, constant_ms=1.0).corrected(scale=1.5)
-    assert table.correction == Correction(scale=3.0, constant_ms=1.5)
-    assert table.latency_ms(NET) == pytest.approx(1.5 + 3.0 * 4.5)
+def test_a_correction_scales_each_kind_of_part_and_adds_its_constant():
+    table = table_of(NET)
+    kinds_ms = table.kinds_ms(NET)
+    assert sum(kinds_ms.values()) == pytest.approx(4.5)
+    first = sorted(kinds_ms)[0]
+    correction = Correction(constant_ms=1.5, scale=3.0, scales={first: 2.0})
+    corrected = table.corrected(correction)
+    assert corrected.latency_ms(NET) == pytest.approx(1.5 + 3.0 * (4.5 + kinds_ms[first]))
+    assert correction.of(kinds_ms) == pytest.approx(corrected.latency_ms(NET))
+    assert corrected.kinds_ms(NET) == kinds_ms
 
 
 def test_a_correction_leaves_the_measurements_alone():
     table = table_of(NET)
-    assert table.corrected(scale=2.0).entries == table.entries
-    assert table.corrected(scale=2.0).ms(keys(NET)[0]) == table.ms(keys(NET)[0])
+    assert table.corrected(Correction(scale=2.0)).entries == table.entries
+    assert table.corrected(Correction(scale=2.0)).ms(keys(NET)[0]) == table.ms(keys(NET)[0])
 
 
 def test_the_file_name_is_the_condition():
@@ -122,7 +128,7 @@ def test_the_file_name_is_the_condition():
 
 
 def test_a_table_read_back_is_the_table(tmp_path):
-    table = table_of(NET).corrected(scale=1.1)
+    table = table_of(NET).corrected(Correction(scale=1.1, scales={"stem 32x24": 0.9}))
     table.save(tmp_path / table.file_name)
     found = LatencyTable.load(tmp_path / table.file_name)
     assert found == table
