@@ -36,6 +36,8 @@ class TableConfig(Record):
     `precision` is a number format that the runtime has (null: its usual one, fp32 for those of the project);
     `rounds` interleaved visits of every net; a block's time is that of `copies` more copies in a small net, divided
     (of fewer where the stage is not that deep).
+    After the rounds, nets are measured on until every entry's standard error is at most `standard_error_percent` of it
+    (or a tenth of that of the largest net), for `most_minutes` at most since the beginning.
     `audit_nets` random whole nets are measured against their predictions.
     """
 
@@ -43,7 +45,9 @@ class TableConfig(Record):
     precision: str | None = None
     threads: Positive = 1
     batch_size: Positive = 1
-    rounds: Positive = 30
+    rounds: Annotated[int, Field(ge=2)] = 30
+    standard_error_percent: Annotated[float, Field(gt=0)] = 1.0
+    most_minutes: Annotated[float, Field(ge=0)] = 3.0
     copies: Positive = 4
     audit_nets: Annotated[int, Field(ge=4)] = 20
 

@@ -121,6 +121,8 @@ def table_stage(run: Run) -> list[Path]:
             rounds=config.rounds,
             copies=config.copies,
             seed=seed,
+            standard_error_percent=config.standard_error_percent,
+            most_seconds=60 * config.most_minutes,
             whole_nets=_distinct_random(run, config.audit_nets, generator_for(seed, "audit nets")),
             progress=counted(advance),
         )
@@ -129,8 +131,9 @@ def table_stage(run: Run) -> list[Path]:
     table.save(table_path)
     checked.save(audit_path)
     after = checked.held_out.mean_absolute_error_percent if checked.held_out else None
+    loose = sum(not entry.settled for entry in table.entries)
     run.screen.line(
-        f"  {len(table.entries)} entries; on {len(checked.pairs)} random whole nets: mean absolute error"
+        f"  {len(table.entries)} entries{f', {loose} of them not settled' if loose else ''}; on {len(checked.pairs)} random whole nets: mean absolute error"
         f" {checked.mean_absolute_error_percent:.1f} % before the correction"
         + (f", {after:.1f} % after it on nets it was not fitted to" if after is not None else "")
     )

@@ -8,6 +8,7 @@ another. How it is measured: `search.table_building`.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -106,9 +107,15 @@ class RuntimeName(Record):
 
 
 class Protocol(Record):
-    """How the table was measured: rounds over all nets, warm-up calls, further copies of a block at most, settling."""
+    """How the table was measured: rounds over all nets, warm-up calls, further copies of a block at most, settling.
+
+    After the rounds, nets are measured on, as often as all again or for `most_seconds`, until every entry's standard
+    error is at most `standard_error_percent` of it, or a tenth of that of the largest net.
+    """
 
     rounds: Positive
+    standard_error_percent: Annotated[float, Field(gt=0)]
+    most_seconds: Annotated[float, Field(ge=0)]
     warmup: Positive
     copies: Positive
     settle: int
@@ -117,10 +124,10 @@ class Protocol(Record):
 
 
 class Entry(Record):
-    """The latency of one part; the percentiles are those of the difference it was measured as, per copy.
+    """The latency of one part; percentiles and standard error are those of the difference it was measured as, per copy.
 
-    `settled` is False where the difference stayed at or below zero after more measurements: the part then counts as a
-    tiny positive number. `interpolated` marks downsamplings that were not measured but lie between measured ones.
+    `settled` is False where the standard error stayed above what was asked for (`Protocol`), or the difference at or
+    below zero, until the time was over; in the latter case the part counts as a tiny positive number. `interpolated` marks downsamplings that were not measured but lie between measured ones.
     """
 
     part: Part
@@ -132,6 +139,7 @@ class Entry(Record):
     median_ms: Annotated[float, Field(gt=0)]
     p10_ms: float
     p90_ms: float
+    standard_error_ms: Annotated[float, Field(ge=0)]
     runs: int
     settled: bool = True
     interpolated: bool = False
@@ -226,6 +234,10 @@ class LatencyTable(Record):
         return {entry.key: entry.median_ms for entry in self.entries}
 
     @cached_property
+    def _standard_errors_ms(self) -> dict[LatencyKey, float]:
+        return {entry.key: entry.standard_error_ms for entry in self.entries}
+
+    @cached_property
     def _corrected_ms(self) -> dict[LatencyKey, float]:
         return {key: self.correction.factor(kind_of(key)) * ms for key, ms in self._milliseconds.items()}
 
@@ -256,6 +268,14 @@ class LatencyTable(Record):
         """The predicted latency of a whole net: the corrected sum of its parts. Raises `UnmeasuredBlock`."""
         parts = sum(self._found(self._corrected_ms, key) for key in keys(architecture))
         return self.correction.constant_ms + parts
+
+    def standard_error_ms(self, architecture: Architecture) -> float:
+        """The standard error of a prediction, as far as it comes from those of the parts. Raises `UnmeasuredBlock`."""
+        squares = [
+            (count * self.correction.factor(kind_of(key)) * self._found(self._standard_errors_ms, key)) ** 2
+            for key, count in Counter(keys(architecture)).items()
+        ]
+        return math.sqrt(sum(squares))
 
     def kinds_ms(self, architecture: Architecture) -> dict[str, float]:
         """The measured ms of a net's parts, uncorrected, summed over each kind. Raises `UnmeasuredBlock`."""

@@ -40,6 +40,8 @@ SAMPLE_MS = 0.2  # nets shorter than this are timed over several calls, above th
 VISIT_MS = 1.0  # what a visit spends at least on timed calls
 RETAKES = 8  # how often a sample is taken again during which the system gave the core to another process
 CLEAN_ROUNDS = 5  # with fewer rounds without interruption, all rounds count
+NORMAL_SD = 1.4826  # standard deviations in the median distance to the median, of a normal distribution
+NORMAL_MEDIAN = math.sqrt(math.pi / 2)  # the median's standard error over the mean's
 DRIFT_NETS = 5  # with fewer nets a round's drift cannot be told from their own spread
 
 
@@ -57,6 +59,19 @@ class Timing:
     def median_ms(self) -> float:
         """The median over the rounds: what the project reports, never the mean."""
         return statistics.median(self.samples_ms)
+
+    @property
+    def standard_error_ms(self) -> float:
+        """How far the median is from that of endless rounds: from the median distance to it, as for normal noise."""
+        if len(self.samples_ms) < 2:
+            return math.inf
+        distance = float(np.median(np.abs(np.array(self.samples_ms) - self.median_ms)))
+        return NORMAL_SD * distance * NORMAL_MEDIAN / math.sqrt(len(self.samples_ms))
+
+    def joined(self, later: Timing, *, speed: float) -> Timing:
+        """With the samples of a later measurement, each multiplied by `speed`."""
+        samples = (*self.samples_ms, *(speed * sample for sample in later.samples_ms))
+        return Timing(samples, runs=self.runs + later.runs)
 
     @property
     def p10_ms(self) -> float:

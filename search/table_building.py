@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 
 from search.latency_audit import fresh_model
-from search.latency_table import Entry, LatencyKey, LatencyTable, Protocol, RuntimeName
+from search.latency_table import Entry, LatencyKey, LatencyTable, Protocol, RuntimeName, keys
 from search.measure import SETTLE_CALLS, Clock, Progress, Timing, machine, measure
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, build_skeleton, recipes
@@ -55,6 +56,8 @@ def build_table(
     rounds: int,
     copies: int,
     seed: int,
+    standard_error_percent: float = 1.0,
+    most_seconds: float = 0.0,
     whole_nets: Sequence[Architecture] = (),
     warmup: int = 3,
     pairs: int = 64,
@@ -65,16 +68,24 @@ def build_table(
 
     `rounds` visits each net at least that often (30 timed calls or more in all), `copies` is how many more times a
     block is in the one net than in the other (at most the depth of its stage), `pairs` the most pairs of widths
-    measured per transition between two stages. `seed` orders the nets. `progress` is called with (steps done, steps):
+    measured per transition between two stages. After the rounds, the nets of entries whose standard error is above
+    `standard_error_percent` of them (and above a tenth of that of the largest net) are measured on, with the whole nets,
+    until there are none or `most_seconds` have passed since the beginning. `seed` orders the nets. `progress` is called with (steps done, steps):
     first one step a net built, then one a round and net.
     """
     generator = torch.Generator().manual_seed(seed)
     todo = _distinct(recipes(space, copies=copies))
     measured, between = _split_pairs(todo, most=pairs)
     skeletons = _skeletons(measured)
+    until = clock() + 1e9 * most_seconds
     bench = _Bench(runtime, batch_size=batch_size, rounds=rounds, warmup=warmup, generator=generator, clock=clock)
     timings = bench.measure([*skeletons, *dict.fromkeys(whole_nets)], progress)
+    goal = standard_error_percent / 100
+    while clock() < until and (loose := _loose(measured, _solve(measured, timings), goal, space)):
+        _measure_on(timings, [*_skeletons(loose), *dict.fromkeys(whole_nets)], bench, progress)
     values = _solve(measured, timings)
+    unsettled = {recipe.key for recipe in _loose(measured, values, goal, space)}
+    values |= {key: replace(values[key], settled=False) for key in unsettled}
     values |= _settle(measured, values, bench)
     values |= _interpolate(between, measured, values)
     table = LatencyTable(
@@ -86,7 +97,14 @@ def build_table(
         machine=machine(),
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         protocol=Protocol(
-            rounds=rounds, warmup=warmup, copies=copies, settle=SETTLE_CALLS, nets=len(skeletons), seed=seed
+            rounds=rounds,
+            standard_error_percent=standard_error_percent,
+            most_seconds=most_seconds,
+            warmup=warmup,
+            copies=copies,
+            settle=SETTLE_CALLS,
+            nets=len(skeletons),
+            seed=seed,
         ),
         entries=tuple(values[recipe.key].entry(recipe.key) for recipe in todo),
     )
@@ -98,11 +116,12 @@ Timed = Skeleton | Architecture
 
 @dataclass(frozen=True)
 class _Value:
-    """A difference of timings, in ms: of their medians, and how far its 10th and 90th percentile are from it."""
+    """A difference of timings, in ms: of their medians, how far its 10th and 90th percentile are from it, its error."""
 
     median_ms: float
     below_ms: float
     above_ms: float
+    error_ms: float
     runs: int
     settled: bool = True
     interpolated: bool = False
@@ -118,6 +137,7 @@ class _Value:
             median_ms=max(SMALLEST_MS, round(self.median_ms, 7)),
             p10_ms=round(self.median_ms - self.below_ms, 7),
             p90_ms=round(self.median_ms + self.above_ms, 7),
+            standard_error_ms=round(self.error_ms, 7),
             runs=self.runs,
             settled=self.settled,
             interpolated=self.interpolated,
@@ -208,15 +228,40 @@ def _difference(recipe: Recipe, timings: dict[Timed, Timing], values: dict[Laten
     """A recipe's value: the difference of the medians; spreads add up as those of independent measurements do."""
     plus = timings[recipe.plus]
     median_ms, below_ms, above_ms = plus.median_ms, plus.median_ms - plus.p10_ms, plus.p90_ms - plus.median_ms
+    error_ms = plus.standard_error_ms
     if recipe.minus is not None:
         minus = timings[recipe.minus]
         median_ms -= minus.median_ms
         below_ms = math.hypot(below_ms, minus.p90_ms - minus.median_ms)
         above_ms = math.hypot(above_ms, minus.median_ms - minus.p10_ms)
+        error_ms = math.hypot(error_ms, minus.standard_error_ms)
     for key in recipe.minus_keys:
         median_ms -= values[key].median_ms
+        error_ms = math.hypot(error_ms, values[key].error_ms)
     copies = recipe.copies
-    return _Value(median_ms / copies, below_ms / copies, above_ms / copies, plus.runs)
+    return _Value(median_ms / copies, below_ms / copies, above_ms / copies, error_ms / copies, plus.runs)
+
+
+def _loose(
+    measured: list[Recipe], values: dict[LatencyKey, _Value], goal: float, space: SearchSpace
+) -> list[Recipe]:
+    """The recipes whose value is not known to the goal, nor to a tenth of the goal of the largest net."""
+    largest_ms = sum(values[key].median_ms for key in keys(space.largest) if key in values)
+    return [
+        recipe
+        for recipe in measured
+        if values[recipe.key].error_ms > goal * max(values[recipe.key].median_ms, 0.1 * largest_ms)
+    ]
+
+
+def _measure_on(
+    timings: dict[Timed, Timing], nets: Sequence[Timed], bench: _Bench, progress: Progress | None
+) -> None:
+    """Add another measurement of some nets to the timings, at the speed that the machine had for the first."""
+    later = bench.measure(nets, progress)
+    speed = statistics.median(timings[net].median_ms / found.median_ms for net, found in later.items())
+    for net, found in later.items():
+        timings[net] = timings[net].joined(found, speed=speed)
 
 
 def _settle(measured: list[Recipe], values: dict[LatencyKey, _Value], bench: _Bench) -> dict[LatencyKey, _Value]:
@@ -278,9 +323,9 @@ def _interpolate(
         by_widths = {(key.in_channels, key.out_channels): values[key] for key in known}
         surfaces = [
             RegularGridInterpolator(axes, [[getattr(by_widths[a, b], field) for b in axes[1]] for a in axes[0]])
-            for field in ("median_ms", "below_ms", "above_ms")
+            for field in ("median_ms", "below_ms", "above_ms", "error_ms")
         ]
         for key in (r.key for r in between if (r.key.spec, r.key.grid) == transition):
-            median, below, above = (float(surface((key.in_channels, key.out_channels))) for surface in surfaces)
-            found[key] = _Value(median, below, above, runs=0, interpolated=True)
+            median, below, above, error = (float(surface((key.in_channels, key.out_channels))) for surface in surfaces)
+            found[key] = _Value(median, below, above, error, runs=0, interpolated=True)
     return found

@@ -149,6 +149,8 @@ FIELDS: dict[str, Shown | Ran] = {
     "table.threads": ran("table", AUDIT, "table.threads=2"),
     "table.batch_size": ran("table", AUDIT, "table.batch_size=3"),
     "table.rounds": ran("table", "latency-*-t?.json", "table.rounds=3"),
+    "table.standard_error_percent": ran("table", "latency-*-t?.json", "table.standard_error_percent=0.5"),
+    "table.most_minutes": ran("table", "latency-*-t?.json", "table.most_minutes=2"),
     "table.copies": ran("table", "latency-*-t?.json", "table.copies=3"),
     "table.audit_nets": ran("table", AUDIT, "table.audit_nets=5"),
     "search.budgets_ms": ran("search", FOUND, "search.budgets_of_largest=null", "search.budgets_ms=[0.15]"),

@@ -46,6 +46,20 @@ def test_the_median_of_a_constant_net_is_its_duration():
     assert (timing.median_ms, timing.p10_ms, timing.p90_ms) == pytest.approx((1.5, 1.5, 1.5))
 
 
+def test_the_standard_error_of_a_median_is_what_repetitions_show():
+    draw = np.random.default_rng(0)
+    timings = [Timing(tuple(draw.normal(10.0, 1.0, 40)), runs=40) for _ in range(400)]
+    seen = np.std([timing.median_ms for timing in timings])
+    assert np.mean([timing.standard_error_ms for timing in timings]) == pytest.approx(seen, rel=0.15)
+    assert Timing((1.0,), runs=1).standard_error_ms == float("inf")
+
+
+def test_joined_timings_hold_all_samples_at_the_first_ones_speed():
+    joined = Timing((1.0, 1.2), runs=2).joined(Timing((2.2, 2.0, 2.4), runs=3), speed=0.5)
+    assert joined.samples_ms == pytest.approx((1.0, 1.2, 1.1, 1.0, 1.2))
+    assert joined.runs == 5
+
+
 def test_every_round_visits_all_nets_in_a_fresh_order():
     clock = FakeClock()
     nets = {name: clock.net(name, 2_000_000) for name in "abcdef"}

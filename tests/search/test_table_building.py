@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,7 @@ class AdditiveDevice:
         self.now_ns = 0.0
         self.speed = 1.0
         self.change_ns, self.later_speed = float("inf"), 1.0
+        self.jitter, self.draw = 0.0, random.Random(0)
         self.built = 0
 
     def clock(self) -> int:
@@ -57,7 +59,8 @@ class AdditiveDevice:
 
         def run() -> None:
             late = self.now_ns > self.change_ns
-            self.now_ns += duration_ns * (self.later_speed if late else self.speed)
+            noise = 1 + self.jitter * abs(self.draw.gauss(0, 1))
+            self.now_ns += duration_ns * noise * (self.later_speed if late else self.speed)
 
         return run
 
@@ -206,6 +209,37 @@ def test_a_part_that_costs_nothing_is_flagged_and_never_zero():
     unsettled = [entry for entry in table.entries if not entry.settled]
     assert {entry.part for entry in unsettled} == {"reshape"}
     assert all(0 < entry.median_ms <= 1e-6 for entry in unsettled)
+
+
+def test_nets_are_measured_on_until_every_entry_is_known_well_enough():
+    searched, exact = space(tokens=False), table_of(AdditiveDevice(), space(tokens=False))
+    largest_ms = exact.latency_ms(searched.largest)
+
+    def table(most_seconds: float) -> LatencyTable:
+        device = AdditiveDevice()
+        device.jitter = 0.1
+        return table_of(device, searched, rounds=10, standard_error_percent=2.0, most_seconds=most_seconds)
+
+    hurried, patient = table(0), table(100)
+    assert any(not entry.settled for entry in hurried.entries)
+    for entry in patient.entries:
+        assert entry.settled
+        assert entry.standard_error_ms <= 0.02 * max(entry.median_ms, 0.1 * largest_ms) * 1.2
+    assert sum(entry.runs for entry in patient.entries) > sum(entry.runs for entry in hurried.entries)
+    assert patient.standard_error_ms(searched.largest) < hurried.standard_error_ms(searched.largest)
+    assert hurried.protocol.most_seconds == 0
+
+
+def test_what_is_measured_on_is_brought_to_the_speed_of_the_first_rounds():
+    searched, exact = space(tokens=False), table_of(AdditiveDevice(), space(tokens=False))
+    steady = AdditiveDevice()
+    table_of(steady, searched, rounds=10)
+    device = AdditiveDevice()
+    device.jitter = 0.02
+    device.change_ns, device.later_speed = steady.now_ns * 1.1, 1.5
+    found = table_of(device, searched, rounds=10, standard_error_percent=0.2, most_seconds=1000)
+    for net in [searched.largest, *random_nets(searched, 5)]:
+        assert found.latency_ms(net) == pytest.approx(exact.latency_ms(net), rel=0.05)
 
 
 def test_the_table_states_its_condition():
