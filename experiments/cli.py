@@ -218,6 +218,36 @@ def measure_command(
         screen.line(f"Written: {save}")
 
 
+@app.command("audit")
+def audit_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a run whose table is measured.")],
+    nets: Annotated[int, typer.Option("--nets", min=2, help="Random whole nets that the table has not seen.")] = 200,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Visits of each net, in random order.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Draws other nets.")] = 0,
+    plugin: PluginOption = None,
+) -> None:
+    """Say how wrong a run's latency table is, beside MACs, parameters and parts timed alone."""
+    from experiments.auditing import audit_run, rows_of, save_audit
+    from experiments.console import Screen
+    from experiments.plugins import import_plugins
+    from experiments.run import Run
+    from supernet import UserError
+
+    import_plugins(plugin or [])
+    described, folder = _opened(run, None, ())
+    if "table" not in (folder.manifest.stages if folder.exists else {}):
+        raise UserError(f"{run}: has no latency table yet; slimformer table {run} measures one")
+    folder.check_artifacts("table")
+    opened = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
+    record = audit_run(opened, nets=nets, rounds=rounds, seed=seed)
+    header = ["prediction", "error %", "within 3 %", "5 %", "10 %", "bias %", "worst %", "tau"]
+    opened.screen.table(f"{record.num_architectures} whole nets, {record.runtime} {record.version}", header, rows_of(record))
+    opened.screen.line(
+        f"Measured again, the same nets differ by {record.remeasurement_percent:.1f} % on average."
+        f" Written: {save_audit(record, folder.path)}"
+    )
+
+
 def _stage_command(name: str, summary: str) -> None:
     @app.command(name, help=summary)
     def command(

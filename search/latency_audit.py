@@ -105,7 +105,7 @@ def audit(table: LatencyTable, timings: Mapping[Architecture, Timing]) -> Latenc
     fewer than four nets). Raises `UnmeasuredBlock` for a net that the table cannot predict and `ValueError` without
     any net.
     """
-    return _summary(table, tuple(_pair(net, table, timing) for net, timing in timings.items()))
+    return _summary(table, tuple(pair_of(net, table, timing) for net, timing in timings.items()))
 
 
 def measure_models(
@@ -209,17 +209,18 @@ def _left_out_error(pairs: Sequence[LatencyPair], kinds: Sequence[str], hold: fl
     return float(np.mean(np.square(found)))
 
 
-def _pair(net: Architecture, table: LatencyTable, timing: Timing) -> LatencyPair:
+def pair_of(net: Architecture, table: LatencyTable, timing: Timing, *, speed: float = 1.0) -> LatencyPair:
+    """A table's prediction and a measurement, which is multiplied by `speed`."""
     first, second = timing.samples_ms[0::2], timing.samples_ms[1::2] or timing.samples_ms
     return LatencyPair(
         digest=net.digest,
         architecture=net,
         predicted_ms=table.latency_ms(net),
         kinds_ms=table.kinds_ms(net),
-        measured_ms=timing.median_ms,
-        measured_p10_ms=timing.p10_ms,
-        measured_p90_ms=timing.p90_ms,
-        remeasured_ms=float(np.median(second) * timing.median_ms / np.median(first)),
+        measured_ms=speed * timing.median_ms,
+        measured_p10_ms=speed * timing.p10_ms,
+        measured_p90_ms=speed * timing.p90_ms,
+        remeasured_ms=speed * float(np.median(second) * timing.median_ms / np.median(first)),
     )
 
 

@@ -159,6 +159,13 @@ _RECORDS: dict[str, TypeAdapter[Any]] = {
 }
 
 
+def record_of(key: LatencyKey) -> Any:
+    """The record of a part: its stem, downsampling, head or block. Raises `ValueError` for a reshape, which has none."""
+    if key.part not in _RECORDS:
+        raise ValueError(f"{key.part}: has no record")
+    return _RECORDS[key.part].validate_json(key.spec)
+
+
 @lru_cache(maxsize=65536)
 def _canonical_spec(part: Part, spec: str) -> str:
     """The canonical JSON of a part that was written down when its record had fewer or more fields at their defaults."""

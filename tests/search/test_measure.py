@@ -6,11 +6,12 @@ import gc
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 from search import measure as measure_module
-from search.measure import Machine, machine, measure
+from search.measure import Machine, Timing, machine, measure
 
 
 class FakeClock:

@@ -1,0 +1,176 @@
+"""`slimformer audit`: how wrong a run's latency table is, on whole nets that it has never seen."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from experiments.artifacts import Environment
+from experiments.console import counted
+from experiments.run import REFERENCES, Run
+from search.isolated import isolated_ms
+from search.latency_audit import LatencyErrors, LatencyPair, errors, fit_correction, measure_models, pair_of
+from search.latency_table import LatencyTable, keys
+from supernet import Architecture, SearchSpace, cost
+from supernet.schema import Record, save
+from train.randomness import generator_for
+
+BINS = 20  # of predicted latency, from which nets are taken in turn
+DRAWS_A_NET = 50
+
+
+class PredictorErrors(LatencyErrors):
+    """The errors of one way to predict, on the same nets."""
+
+    within_3_percent: float
+
+
+class AuditRecord(PredictorErrors):
+    """Predicted against measured latency of whole nets that neither table nor correction have seen.
+
+    `remeasurement_percent` is what the same nets differ by between the two halves of the rounds: the floor.
+    `uncorrected` is the table's sum alone; `macs`, `parameters` and `isolated_blocks` (every part timed alone, summed)
+    are straight lines fitted on the nets that the correction was fitted on.
+    """
+
+    schema_version: Literal[1] = 1
+    runtime: str
+    version: str
+    precision: str
+    threads: int
+    batch_size: int
+    num_architectures: int
+    remeasurement_percent: float
+    worst: Architecture
+    uncorrected: PredictorErrors
+    macs: PredictorErrors
+    parameters: PredictorErrors
+    isolated_blocks: PredictorErrors
+    environment: Environment
+    pairs: tuple[LatencyPair, ...]
+
+
+def spread_nets(
+    space: SearchSpace, table: LatencyTable, *, count: int, seen: set[str], generator: torch.Generator
+) -> list[Architecture]:
+    """Random nets, evenly over the range of predicted latency, without those of these digests."""
+    found: dict[str, tuple[float, Architecture]] = {}
+    for _ in range(DRAWS_A_NET * count):
+        net = space.random(generator)
+        if net.digest not in seen:
+            found[net.digest] = (table.latency_ms(net), net)
+    low, high = min(ms for ms, _ in found.values()), max(ms for ms, _ in found.values())
+    bins: list[list[Architecture]] = [[] for _ in range(BINS)]
+    for ms, net in found.values():
+        bins[min(BINS - 1, int(BINS * (ms - low) / max(high - low, 1e-9)))].append(net)
+    chosen: list[Architecture] = []
+    while len(chosen) < count and any(bins):
+        chosen += [nets.pop() for nets in bins if nets]
+    return chosen[:count]
+
+
+def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: int = 10) -> AuditRecord:
+    """Measure so many unseen nets of a run's space, at the speed that the machine had when its table was made."""
+    fitted = run.audit.pairs
+    table = run.table
+    generator = generator_for(seed, "audit")
+    chosen = spread_nets(run.space, table, count=nets, seen={pair.digest for pair in fitted}, generator=generator)
+    references = run.audit.references(REFERENCES)
+    batch_size = run.experiment.table.batch_size
+    with run.screen.bar("measuring whole nets") as advance:
+        timings = measure_models(
+            [*references, *chosen],
+            run.runtime,
+            batch_size=batch_size,
+            rounds=rounds,
+            warmup=3,
+            generator=generator,
+            progress=counted(advance),
+        )
+    speed = statistics.median(then_ms / timings[net].median_ms for net, then_ms in references.items())
+    pairs = [pair_of(net, table, timings[net], speed=speed) for net in chosen]
+    every = [pair.architecture for pair in (*fitted, *pairs)]
+    with run.screen.bar("measuring parts alone") as advance:
+        alone = isolated_ms(
+            (key for net in every for key in keys(net)),
+            run.runtime,
+            batch_size=batch_size,
+            rounds=isolated_rounds,
+            generator=generator,
+            progress=counted(advance),
+        )
+    costs = {net.digest: cost(net) for net in every}
+
+    def line(value: Callable[[LatencyPair], float]) -> PredictorErrors:
+        """The errors of a straight line through a single figure of a net."""
+        known = [_valued(pair, value(pair)) for pair in fitted]
+        correction = fit_correction(known)
+        return predictor_errors(
+            [pair.model_copy(update={"predicted_ms": correction.of({"": value(pair)})}) for pair in pairs]
+        )
+
+    worst = max(pairs, key=lambda pair: abs(pair.error_percent))
+    halves = [abs(pair.remeasured_ms / pair.measured_ms - 1) for pair in pairs]
+    return AuditRecord(
+        **predictor_errors(pairs).model_dump(),
+        runtime=run.runtime.name,
+        version=run.runtime.version,
+        precision=run.runtime.precision,
+        threads=run.runtime.threads,
+        batch_size=batch_size,
+        num_architectures=len(pairs),
+        remeasurement_percent=100 * float(np.mean(halves)),
+        worst=worst.architecture,
+        uncorrected=predictor_errors([_valued(pair, sum(pair.kinds_ms.values())) for pair in pairs]),
+        macs=line(lambda pair: costs[pair.digest].macs / 1e9),
+        parameters=line(lambda pair: costs[pair.digest].parameters / 1e6),
+        isolated_blocks=line(lambda pair: sum(alone[key] for key in keys(pair.architecture))),
+        environment=run.environment,
+        pairs=tuple(pairs),
+    )
+
+
+def _valued(pair: LatencyPair, value: float) -> LatencyPair:
+    return pair.model_copy(update={"predicted_ms": value, "kinds_ms": {"": value}})
+
+
+def predictor_errors(pairs: Sequence[LatencyPair]) -> PredictorErrors:
+    """The errors of these predictions, with the share within 3 %."""
+    within = 100 * float(np.mean([abs(pair.error_percent) <= 3 for pair in pairs]))
+    return PredictorErrors(**errors(pairs).model_dump(), within_3_percent=within)
+
+
+def rows_of(record: AuditRecord) -> list[list[str]]:
+    """Rows for a table: a way to predict, mean absolute error, shares within 3, 5 and 10 %, bias, worst, tau."""
+    ways: list[tuple[str, PredictorErrors]] = [
+        ("table, corrected", record),
+        ("table, sum of parts", record.uncorrected),
+        ("parts timed alone, line", record.isolated_blocks),
+        ("MACs, line", record.macs),
+        ("parameters, line", record.parameters),
+    ]
+    return [
+        [
+            name,
+            f"{found.mean_absolute_error_percent:.1f}",
+            f"{found.within_3_percent:.0f}",
+            f"{found.within_5_percent:.0f}",
+            f"{found.within_10_percent:.0f}",
+            f"{found.bias_percent:+.1f}",
+            f"{found.worst_percent:.1f}",
+            "-" if found.kendall_tau is None else f"{found.kendall_tau:.3f}",
+        ]
+        for name, found in ways
+    ]
+
+
+def save_audit(record: AuditRecord, folder: Path) -> Path:
+    """Write the record under its condition's name, beside others of the same run."""
+    path = folder / f"audit-{record.runtime}-{record.precision}-t{record.threads}.json"
+    save(record, path)
+    return path

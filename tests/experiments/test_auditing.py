@@ -1,0 +1,82 @@
+"""`slimformer audit`: a table against whole nets that it has never seen, beside plainer predictors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.artifacts import RunFolder
+from experiments.auditing import spread_nets
+from experiments.console import Screen
+from experiments.run import Run
+from search.isolated import alone, isolated_ms
+from search.latency_table import keys
+from search.runtimes import runtime
+from supernet import published_architecture
+
+Slimformer = Callable[..., Any]
+
+
+@pytest.fixture
+def run(finished: Path) -> Run:
+    folder = RunFolder(finished)
+    return Run(folder.config, folder, Screen(), command="")
+
+
+def test_an_audit_says_how_wrong_the_table_is(copied: Path, slimformer: Slimformer) -> None:
+    outcome = slimformer("audit", copied, "--nets", "12", "--rounds", "2")
+    assert outcome.code == 0, outcome.err
+    record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
+    assert record["num_architectures"] == 12
+    assert record["mean_absolute_error_percent"] < 0.5  # virtual time adds up
+    assert record["kendall_tau"] > 0.95
+    assert record["parameters"]["mean_absolute_error_percent"] < 0.5  # it is a line of the parameters
+    assert record["macs"]["mean_absolute_error_percent"] > 2
+    seen = {pair["digest"] for pair in json.loads((copied / "latency-audit.json").read_text())["pairs"]}
+    assert not seen & {pair["digest"] for pair in record["pairs"]}
+    for words in ("table, corrected", "MACs, line", "Written"):
+        assert words in outcome.out
+
+
+def test_a_machine_twice_as_slow_changes_no_error(copied: Path, slimformer: Slimformer, device: Any) -> None:
+    device.slowdown = 2.0
+    assert slimformer("audit", copied, "--nets", "6", "--rounds", "2").code == 0
+    record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
+    assert record["mean_absolute_error_percent"] < 0.5
+
+
+def test_a_run_without_a_table_is_refused(tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer) -> None:
+    out = tmp_path / "run"
+    assert slimformer("run", tiny(), "--until", "supernet", "--out", out).code == 0
+    assert "has no latency table yet" in slimformer("audit", out).mistake
+
+
+def test_nets_are_spread_over_the_range(run: Run) -> None:
+    nets = spread_nets(run.space, run.table, count=10, seen=set(), generator=torch.Generator().manual_seed(0))
+    latencies = sorted(run.table.latency_ms(net) for net in nets)
+    assert len({net.digest for net in nets}) == 10
+    smallest_ms, largest_ms = run.table.latency_ms(run.space.smallest), run.table.latency_ms(run.space.largest)
+    assert latencies[0] < smallest_ms + 0.3 * (largest_ms - smallest_ms)
+    assert latencies[-1] > smallest_ms + 0.7 * (largest_ms - smallest_ms)
+    seen = {nets[0].digest}
+    again = spread_nets(run.space, run.table, count=10, seen=seen, generator=torch.Generator().manual_seed(0))
+    assert nets[0].digest not in {net.digest for net in again}
+
+
+def test_every_part_of_a_net_runs_alone() -> None:
+    net = published_architecture("efficientformer_l1").model_copy(update={"resolution_px": (64, 64)})
+    for key in set(keys(net)):
+        if key.part != "reshape":
+            module, shape = alone(key)
+            with torch.no_grad():
+                assert module(torch.zeros(1, *shape)).shape[0] == 1
+    parts = list(dict.fromkeys(keys(net)))
+    options = {"batch_size": 1, "rounds": 2, "generator": torch.Generator().manual_seed(0)}
+    found = isolated_ms(parts, runtime("onnxruntime", threads=1), **options)  # type: ignore[arg-type]
+    assert list(found) == parts
+    assert all((ms > 0) == (key.part != "reshape") for key, ms in found.items())
