@@ -71,6 +71,14 @@ TINY: dict[str, Any] = {
     "evaluate": {"batch_size": 64, "parity_images": 2, "latency_rounds": 2},
 }
 
+MEASURING = (
+    "search.table_building",
+    "search.latency_audit",
+    "search.isolated",
+    "experiments.exporting",
+    "experiments.measuring",
+)
+
 # What is not the same twice: times, commands and dates.
 TIMED = ("manifest.json", "config.json", ".lock", "report.html")
 
@@ -131,8 +139,7 @@ def _measured(nets: Mapping[Any, Callable[[], object]], **options: Any) -> dict[
 @pytest.fixture(scope="session", autouse=True)
 def _virtual_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        timing = ("search.table_building", "search.latency_audit", "experiments.exporting", "experiments.measuring")
-        for module in timing:
+        for module in MEASURING:
             patch.setattr(f"{module}.measure", _measured)
         patch.setattr("experiments.exporting.FIRST_PAUSE_SECONDS", 0.0)
         yield
