@@ -57,8 +57,7 @@ def corrected_pairs(audit: LatencyAuditFile) -> list[LatencyPair]:
         return []
     correction = audit.held_out.correction
     return [
-        pair.model_copy(update={"predicted_ms": correction.of(pair)})
-        for pair in audit.pairs[audit.held_out.fitted :]
+        pair.model_copy(update={"predicted_ms": correction.of(pair)}) for pair in audit.pairs[audit.held_out.fitted :]
     ]
 
 

@@ -17,7 +17,7 @@ from search.isolated import isolated_ms
 from search.latency_audit import LatencyErrors, LatencyPair, errors, fit_correction, measure_models, pair_of
 from search.latency_table import LatencyTable, keys
 from supernet import Architecture, SearchSpace, cost
-from supernet.schema import Record, save
+from supernet.schema import save
 from train.randomness import generator_for
 
 BINS = 20  # of predicted latency, from which nets are taken in turn

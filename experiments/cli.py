@@ -178,9 +178,13 @@ def measure_command(
     precision: Annotated[str | None, typer.Option("--precision", help="A number format of the runtime.")] = None,
     threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
-    resolution: Annotated[int | None, typer.Option("--resolution", min=1, help="Pixels, if not the model's own.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", min=1, help="Pixels, if not the model's own.")
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Visits of each model, in random order.")] = 30,
-    table: Annotated[Path | None, typer.Option("--table", help="A latency table or a run: show its prediction.")] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="A latency table or a run: show its prediction.")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the figures and their condition as JSON.")] = None,
     plugin: PluginOption = None,
 ) -> None:
@@ -198,9 +202,7 @@ def measure_command(
     known = None if table is None else measuring.table_at(table)
     if known is not None:
         measuring.check_condition(known, device, batch_size=batch_size)
-    results = measuring.measured(
-        found, device, batch_size=batch_size, rounds=rounds, table=known, screen=screen
-    )
+    results = measuring.measured(found, device, batch_size=batch_size, rounds=rounds, table=known, screen=screen)
     plural = "s" if threads > 1 else ""
     title = f"{device.name} {device.version}, {device.precision}, batch {batch_size}, {threads} thread{plural}"
     screen.table(title, ["model", "median ms", "10 % to 90 %", "predicted", "ratio"], measuring.rows_of(results))
@@ -241,7 +243,9 @@ def audit_command(
     opened = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
     record = audit_run(opened, nets=nets, rounds=rounds, seed=seed)
     header = ["prediction", "error %", "within 3 %", "5 %", "10 %", "bias %", "worst %", "tau"]
-    opened.screen.table(f"{record.num_architectures} whole nets, {record.runtime} {record.version}", header, rows_of(record))
+    opened.screen.table(
+        f"{record.num_architectures} whole nets, {record.runtime} {record.version}", header, rows_of(record)
+    )
     opened.screen.line(
         f"Measured again, the same nets differ by {record.remeasurement_percent:.1f} % on average."
         f" Written: {save_audit(record, folder.path)}"

@@ -133,7 +133,8 @@ def table_stage(run: Run) -> list[Path]:
     after = checked.held_out.mean_absolute_error_percent if checked.held_out else None
     loose = sum(not entry.settled for entry in table.entries)
     run.screen.line(
-        f"  {len(table.entries)} entries{f', {loose} of them not settled' if loose else ''}; on {len(checked.pairs)} random whole nets: mean absolute error"
+        f"  {len(table.entries)} entries{f', {loose} of them not settled' if loose else ''};"
+        f" on {len(checked.pairs)} random whole nets: mean absolute error"
         f" {checked.mean_absolute_error_percent:.1f} % before the correction"
         + (f", {after:.1f} % after it on nets it was not fitted to" if after is not None else "")
     )

@@ -170,7 +170,9 @@ def fit_correction(pairs: Sequence[LatencyPair]) -> Correction:
 
 def _line(pairs: Sequence[LatencyPair]) -> Correction:
     """Constant and common scale."""
-    predicted, measured = (np.array(values) for values in zip(*((p.predicted_ms, p.measured_ms) for p in pairs)))
+    predicted, measured = (
+        np.array([getattr(pair, name) for pair in pairs]) for name in ("predicted_ms", "measured_ms")
+    )
     columns = [predicted / measured]
     if len(np.unique(predicted)) > 1:
         columns.append(1.0 / measured)

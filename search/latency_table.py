@@ -127,7 +127,8 @@ class Entry(Record):
     """The latency of one part; percentiles and standard error are those of the difference it was measured as, per copy.
 
     `settled` is False where the standard error stayed above what was asked for (`Protocol`), or the difference at or
-    below zero, until the time was over; in the latter case the part counts as a tiny positive number. `interpolated` marks downsamplings that were not measured but lie between measured ones.
+    below zero, until the time was over; in the latter case the part counts as a tiny positive number. `interpolated`
+    marks downsamplings that were not measured but lie between measured ones.
     """
 
     part: Part
@@ -160,7 +161,7 @@ _RECORDS: dict[str, TypeAdapter[Any]] = {
 
 
 def record_of(key: LatencyKey) -> Any:
-    """The record of a part: its stem, downsampling, head or block. Raises `ValueError` for a reshape, which has none."""
+    """The record of a part: stem, downsampling, head or block. Raises `ValueError` for a reshape, which has none."""
     if key.part not in _RECORDS:
         raise ValueError(f"{key.part}: has no record")
     return _RECORDS[key.part].validate_json(key.spec)

@@ -68,10 +68,11 @@ def build_table(
 
     `rounds` visits each net at least that often (30 timed calls or more in all), `copies` is how many more times a
     block is in the one net than in the other (at most the depth of its stage), `pairs` the most pairs of widths
-    measured per transition between two stages. After the rounds, the nets of entries whose standard error is above
-    `standard_error_percent` of them (and above a tenth of that of the largest net) are measured on, with the whole nets,
-    until there are none or `most_seconds` have passed since the beginning. `seed` orders the nets. `progress` is called with (steps done, steps):
-    first one step a net built, then one a round and net.
+    measured per transition between two stages. After the rounds, entries whose standard error is above
+    `standard_error_percent` of them (and above a tenth of that of the largest net) are measured on, and the whole nets
+    with them, until there are none or `most_seconds` have passed since the beginning. `seed` orders the nets.
+    `progress` is called with (steps done, steps), first one step a net built, then one a round and net; each time that
+    nets are measured on, it begins anew.
     """
     generator = torch.Generator().manual_seed(seed)
     todo = _distinct(recipes(space, copies=copies))
@@ -242,9 +243,7 @@ def _difference(recipe: Recipe, timings: dict[Timed, Timing], values: dict[Laten
     return _Value(median_ms / copies, below_ms / copies, above_ms / copies, error_ms / copies, plus.runs)
 
 
-def _loose(
-    measured: list[Recipe], values: dict[LatencyKey, _Value], goal: float, space: SearchSpace
-) -> list[Recipe]:
+def _loose(measured: list[Recipe], values: dict[LatencyKey, _Value], goal: float, space: SearchSpace) -> list[Recipe]:
     """The recipes whose value is not known to the goal, nor to a tenth of the goal of the largest net."""
     largest_ms = sum(values[key].median_ms for key in keys(space.largest) if key in values)
     return [
@@ -254,9 +253,7 @@ def _loose(
     ]
 
 
-def _measure_on(
-    timings: dict[Timed, Timing], nets: Sequence[Timed], bench: _Bench, progress: Progress | None
-) -> None:
+def _measure_on(timings: dict[Timed, Timing], nets: Sequence[Timed], bench: _Bench, progress: Progress | None) -> None:
     """Add another measurement of some nets to the timings, at the speed that the machine had for the first."""
     later = bench.measure(nets, progress)
     speed = statistics.median(timings[net].median_ms / found.median_ms for net, found in later.items())

@@ -29,7 +29,7 @@ class CompiledRuntime:
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W; compiled on return."""
         images = channels_last_noise(input_shape)
-        graph = torch.export.export(module.to(memory_format=torch.channels_last), (images,)).module()  # type: ignore[call-overload]
+        graph = torch.export.export(module.to(memory_format=torch.channels_last), (images,)).module()
         compiled = torch.compile(graph, dynamic=False, fullgraph=True)
         run = with_threads(lambda: compiled(images), self.threads)
         run()

@@ -24,7 +24,7 @@ class EagerRuntime:
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
         images = channels_last_noise(input_shape)
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = module.to(memory_format=torch.channels_last)
         return with_threads(lambda: module(images), self.threads)
 
 

@@ -35,7 +35,14 @@ NET = architecture(stage(16, MAP, Identity(), MAP, stride=None), stage(32, MAP, 
 
 def table_of(net: Architecture, *, ms: float = 0.5, **changes: object) -> LatencyTable:
     entries = tuple(
-        Entry(**key._replace(spec=json.loads(key.spec))._asdict(), median_ms=ms, p10_ms=ms, p90_ms=ms, standard_error_ms=0.01 * ms, runs=30)
+        Entry(
+            **key._replace(spec=json.loads(key.spec))._asdict(),
+            median_ms=ms,
+            p10_ms=ms,
+            p90_ms=ms,
+            standard_error_ms=0.01 * ms,
+            runs=30,
+        )
         for key in dict.fromkeys(keys(net))
     )
     fields = {
