@@ -114,8 +114,8 @@ class Protocol(Record):
     """
 
     rounds: Positive
-    standard_error_percent: Annotated[float, Field(gt=0)]
-    most_seconds: Annotated[float, Field(ge=0)]
+    standard_error_percent: Annotated[float, Field(gt=0)] = 1.0
+    most_seconds: Annotated[float, Field(ge=0)] = 0.0
     warmup: Positive
     copies: Positive
     settle: int
