@@ -211,6 +211,12 @@ def test_a_part_that_costs_nothing_is_flagged_and_never_zero():
     assert all(0 < entry.median_ms <= 1e-6 for entry in unsettled)
 
 
+def seconds_of_ten_rounds(searched: SearchSpace) -> float:
+    device = AdditiveDevice()
+    table_of(device, searched, rounds=10)
+    return device.now_ns / 1e9
+
+
 def test_nets_are_measured_on_until_every_entry_is_known_well_enough():
     searched, exact = space(tokens=False), table_of(AdditiveDevice(), space(tokens=False))
     largest_ms = exact.latency_ms(searched.largest)
@@ -218,13 +224,13 @@ def test_nets_are_measured_on_until_every_entry_is_known_well_enough():
     def table(most_seconds: float) -> LatencyTable:
         device = AdditiveDevice()
         device.jitter = 0.1
-        return table_of(device, searched, rounds=10, standard_error_percent=2.0, most_seconds=most_seconds)
+        return table_of(device, searched, rounds=10, standard_error_percent=5.0, most_seconds=most_seconds)
 
-    hurried, patient = table(0), table(100)
+    hurried, patient = table(0), table(100 * seconds_of_ten_rounds(searched))
     assert any(not entry.settled for entry in hurried.entries)
     for entry in patient.entries:
         assert entry.settled
-        assert entry.standard_error_ms <= 0.02 * max(entry.median_ms, 0.1 * largest_ms) * 1.2
+        assert entry.standard_error_ms <= 0.05 * max(entry.median_ms, 0.1 * largest_ms) * 1.2
     assert sum(entry.runs for entry in patient.entries) > sum(entry.runs for entry in hurried.entries)
     assert patient.standard_error_ms(searched.largest) < hurried.standard_error_ms(searched.largest)
     assert hurried.protocol.most_seconds == 0
@@ -232,12 +238,12 @@ def test_nets_are_measured_on_until_every_entry_is_known_well_enough():
 
 def test_what_is_measured_on_is_brought_to_the_speed_of_the_first_rounds():
     searched, exact = space(tokens=False), table_of(AdditiveDevice(), space(tokens=False))
-    steady = AdditiveDevice()
-    table_of(steady, searched, rounds=10)
+    seconds = seconds_of_ten_rounds(searched)
     device = AdditiveDevice()
     device.jitter = 0.02
-    device.change_ns, device.later_speed = steady.now_ns * 1.1, 1.5
-    found = table_of(device, searched, rounds=10, standard_error_percent=0.2, most_seconds=1000)
+    device.change_ns, device.later_speed = 1.1e9 * seconds, 1.5
+    found = table_of(device, searched, rounds=10, standard_error_percent=1.0, most_seconds=100 * seconds)
+    assert device.now_ns > 2e9 * seconds
     for net in [searched.largest, *random_nets(searched, 5)]:
         assert found.latency_ms(net) == pytest.approx(exact.latency_ms(net), rel=0.05)
 
