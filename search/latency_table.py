@@ -270,12 +270,11 @@ class LatencyTable(Record):
 
     def part_ms(self, key: LatencyKey) -> float:
         """What a part adds to a prediction: its latency, corrected. Raises `UnmeasuredBlock`."""
-        return self.correction.scale * self.ms(key)
+        return self._found(self._corrected_ms, key)
 
     def latency_ms(self, architecture: Architecture) -> float:
         """The predicted latency of a whole net: the corrected sum of its parts. Raises `UnmeasuredBlock`."""
-        parts = sum(self._found(self._corrected_ms, key) for key in keys(architecture))
-        return self.correction.constant_ms + parts
+        return self.correction.constant_ms + sum(self.part_ms(key) for key in keys(architecture))
 
     def standard_error_ms(self, architecture: Architecture) -> float:
         """The standard error of a prediction, as far as it comes from those of the parts. Raises `UnmeasuredBlock`."""
