@@ -127,8 +127,8 @@ class Entry(Record):
     """The latency of one part; percentiles and standard error are those of the difference it was measured as, per copy.
 
     `settled` is False where the standard error stayed above what was asked for (`Protocol`), or the difference at or
-    below zero, until the time was over; in the latter case the part counts as a tiny positive number. `interpolated`
-    marks downsamplings that were not measured but lie between measured ones.
+    below zero, until the time was over; in the latter case the part counts as a tiny positive number. A single round
+    tells no standard error. `interpolated` marks downsamplings that were not measured but lie between measured ones.
     """
 
     part: Part
@@ -140,7 +140,7 @@ class Entry(Record):
     median_ms: Annotated[float, Field(gt=0)]
     p10_ms: float
     p90_ms: float
-    standard_error_ms: Annotated[float, Field(ge=0)]
+    standard_error_ms: Annotated[float, Field(ge=0)] | None = None
     runs: int
     settled: bool = True
     interpolated: bool = False
@@ -243,7 +243,7 @@ class LatencyTable(Record):
 
     @cached_property
     def _standard_errors_ms(self) -> dict[LatencyKey, float]:
-        return {entry.key: entry.standard_error_ms for entry in self.entries}
+        return {e.key: math.inf if e.standard_error_ms is None else e.standard_error_ms for e in self.entries}
 
     @cached_property
     def _corrected_ms(self) -> dict[LatencyKey, float]:

@@ -79,11 +79,12 @@ def build_table(
     measured, between = _split_pairs(todo, most=pairs)
     skeletons = _skeletons(measured)
     until = clock() + 1e9 * most_seconds
-    bench = _Bench(runtime, batch_size=batch_size, rounds=rounds, warmup=warmup, generator=generator, clock=clock)
+    bench = _Bench(runtime, batch_size, rounds, warmup, generator, clock, built={})
     timings = bench.measure([*skeletons, *dict.fromkeys(whole_nets)], progress)
     goal = standard_error_percent / 100
     while clock() < until and (loose := _loose(measured, _solve(measured, timings), goal, space)):
-        _measure_on(timings, [*_skeletons(loose), *dict.fromkeys(whole_nets)], bench, progress)
+        nets = [*_skeletons(_with_parts_before(loose, measured)), *dict.fromkeys(whole_nets)]
+        _measure_on(timings, nets, bench, progress)
     values = _solve(measured, timings)
     unsettled = {recipe.key for recipe in _loose(measured, values, goal, space)}
     values |= {key: replace(values[key], settled=False) for key in unsettled}
@@ -138,7 +139,7 @@ class _Value:
             median_ms=max(SMALLEST_MS, round(self.median_ms, 7)),
             p10_ms=round(self.median_ms - self.below_ms, 7),
             p90_ms=round(self.median_ms + self.above_ms, 7),
-            standard_error_ms=round(self.error_ms, 7),
+            standard_error_ms=round(self.error_ms, 7) if math.isfinite(self.error_ms) else None,
             runs=self.runs,
             settled=self.settled,
             interpolated=self.interpolated,
@@ -146,7 +147,7 @@ class _Value:
 
 
 class _Bench(NamedTuple):
-    """What all measurements of one table have in common."""
+    """What all measurements of one table have in common; `built` keeps nets that are measured on, a chunk of them."""
 
     runtime: Runtime
     batch_size: int
@@ -154,6 +155,7 @@ class _Bench(NamedTuple):
     warmup: int
     generator: torch.Generator
     clock: Clock
+    built: dict[Timed, Callable[[], object]]
 
     def measure(self, todo: Sequence[Timed], progress: Progress | None = None) -> dict[Timed, Timing]:
         """Time nets in chunks that fit into memory; the first net is in every chunk and links their speeds."""
@@ -184,11 +186,15 @@ class _Bench(NamedTuple):
         parameters = 0
         while remaining and len(nets) < CHUNK_NETS and parameters < CHUNK_PARAMETERS:
             for net in dict.fromkeys((reference, remaining.pop())):
-                if net not in nets:
+                if net in self.built:
+                    nets[net] = self.built[net]
+                elif net not in nets:
                     module = build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
                     parameters += sum(parameter.numel() for parameter in module.parameters())
                     nets[net] = self.runtime.build(module, (self.batch_size, *net.input_shape))
             tally.add(1)
+        if not self.built and not remaining:  # all of them fit into one chunk
+            self.built.update(nets)
         return nets
 
 
@@ -251,6 +257,18 @@ def _loose(measured: list[Recipe], values: dict[LatencyKey, _Value], goal: float
         for recipe in measured
         if values[recipe.key].error_ms > goal * max(values[recipe.key].median_ms, 0.1 * largest_ms)
     ]
+
+
+def _with_parts_before(loose: list[Recipe], measured: list[Recipe]) -> list[Recipe]:
+    """These recipes and those of the parts that they subtract, whose errors are in theirs."""
+    by_key = {recipe.key: recipe for recipe in measured}
+    found: dict[LatencyKey, Recipe] = {}
+    todo = list(loose)
+    while todo:
+        recipe = todo.pop()
+        found[recipe.key] = recipe
+        todo += [by_key[key] for key in recipe.minus_keys if key not in found]
+    return list(found.values())
 
 
 def _measure_on(timings: dict[Timed, Timing], nets: Sequence[Timed], bench: _Bench, progress: Progress | None) -> None:
