@@ -20,7 +20,6 @@ from supernet import Architecture, SearchSpace, cost
 from supernet.schema import save
 from train.randomness import generator_for
 
-BINS = 20  # of predicted latency, from which nets are taken in turn
 DRAWS_A_NET = 50
 
 
@@ -58,20 +57,18 @@ class AuditRecord(PredictorErrors):
 def spread_nets(
     space: SearchSpace, table: LatencyTable, *, count: int, seen: set[str], generator: torch.Generator
 ) -> list[Architecture]:
-    """Random nets, evenly over the range of predicted latency, without those of these digests."""
+    """Random nets, as evenly over the range of predicted latency as they come, without those of these digests."""
     found: dict[str, tuple[float, Architecture]] = {}
     for _ in range(DRAWS_A_NET * count):
         net = space.random(generator)
         if net.digest not in seen:
             found[net.digest] = (table.latency_ms(net), net)
-    low, high = min(ms for ms, _ in found.values()), max(ms for ms, _ in found.values())
-    bins: list[list[Architecture]] = [[] for _ in range(BINS)]
-    for ms, net in found.values():
-        bins[min(BINS - 1, int(BINS * (ms - low) / max(high - low, 1e-9)))].append(net)
+    left = sorted(found.values(), key=lambda pair: pair[0])
     chosen: list[Architecture] = []
-    while len(chosen) < count and any(bins):
-        chosen += [nets.pop() for nets in bins if nets]
-    return chosen[:count]
+    for target_ms in np.linspace(left[0][0], left[-1][0], min(count, len(left))):
+        index = min(range(len(left)), key=lambda index: abs(left[index][0] - target_ms))
+        chosen.append(left.pop(index)[1])
+    return chosen
 
 
 def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: int = 10) -> AuditRecord:
