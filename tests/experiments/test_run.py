@@ -18,6 +18,7 @@ from experiments.pipeline import run_stage
 from experiments.run import Run, chosen_device
 from experiments.solving import Solver
 from experiments.stages import stage_named
+from search.table_building import build_table
 from supernet.onnx_export import onnx_parity
 from train import streaming
 from train.augment import AugmentConfig
@@ -85,6 +86,19 @@ def test_delivered_models_are_measured_in_so_many_rounds(
     run = run_of(copied, "evaluate.latency_rounds=7")
     run.measure_at_tables_speed(run.space.smallest, what="smallest")
     assert seen == [7]
+
+
+def test_a_table_is_measured_on_as_asked_for(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def watched(*given: Any, standard_error_percent: float, most_seconds: float, **options: Any) -> Any:
+        seen.append((standard_error_percent, most_seconds))
+        return build_table(*given, standard_error_percent=standard_error_percent, most_seconds=most_seconds, **options)
+
+    monkeypatch.setattr("experiments.stages.build_table", watched)
+    run = run_of(copied, "table.standard_error_percent=0.5", "table.most_minutes=2")
+    run_stage(run, stage_named("table"), redo=True)
+    assert seen == [(0.5, 120.0)]
 
 
 def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
