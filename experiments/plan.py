@@ -12,9 +12,10 @@ from torch import Tensor
 
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
-from experiments.experiment import Experiment
+from experiments.experiment import Experiment, SearchConfig
 from experiments.run import all_threads, chosen_device, processes_at_once
 from search.measure import stopwatch_seconds
+from search.refining import NEIGHBOURS, ROUNDS
 from search.table_building import count_nets
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, cost
 from train.data import LARGEST_IN_MEMORY_BYTES, LARGEST_IN_MEMORY_IMAGES, ImageCounts, count_images
@@ -140,7 +141,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     seen = counts.training - held_out
     retrained = train.epochs * (counts.training if train.use_held_out else seen)
     nets = count_nets(space, copies=experiment.table.copies) + experiment.table.audit_nets
-    steps = len(space.positions) + sum(len(space.widths(n)) for n in range(1, len(space.stages) + 1))
+    scores = _most_scores(space, search)
     scored = min(search.score_images or held_out, held_out // 2) + search.refit_images
     forward = medium.seconds / 3  # a step is a forward and a backward pass of about twice its cost
     weights = TRAINING_BYTES_PER_PARAMETER * _supernet_parameters(space)
@@ -157,9 +158,17 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
             supernet.epochs * seen * passes,
             weights + supernet.batch_size * largest.activation_bytes,
         ),
-        Estimate("table", f"{nets} nets on {experiment.table.runtime}", TABLE_SECONDS_PER_NET * nets, 0.0),
         Estimate(
-            "search", f"at most {steps} steps, {scored:,} images a score", 3 * steps * scored * forward, weights / 4
+            "table",
+            f"{nets} nets on {experiment.table.runtime}",
+            max(TABLE_SECONDS_PER_NET * nets, 60 * experiment.table.most_minutes),
+            0.0,
+        ),
+        Estimate(
+            "search",
+            f"at most {scores} scores of {scored:,} images",
+            scores * scored * forward,
+            weights / 4,
         ),
         Estimate(
             "retrain",
@@ -171,6 +180,19 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
         Estimate("export", "ONNX, parity, latency", 5.0 * models, 0.0),
         Estimate("evaluate", f"{counts.test:,} test images", models * counts.test * forward, 0.0),
     ]
+
+
+def _most_scores(space: SearchSpace, search: SearchConfig) -> int:
+    """How many architectures the methods score at most."""
+    widths = sum(len(space.widths(number)) for number in range(1, len(space.stages) + 1))
+    budgets = len(search.budgets_ms or search.budgets_of_largest or ())
+    scores = 0
+    if "search" in search.methods:
+        scores += 3 * (len(space.positions) + widths)  # a step narrows a stage or leaves a block out
+    if "exact" in search.methods:
+        choices = widths + sum(stage.depth * len(stage.candidates) for stage in space.stages)
+        scores += choices + budgets * ROUNDS * (1 + NEIGHBOURS)
+    return scores
 
 
 def _images(space: SearchSpace | Architecture, config: OptimizationConfig, device: torch.device) -> Tensor:

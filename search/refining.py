@@ -9,6 +9,9 @@ from search.exact import Limit, solve
 from search.slimming import Score
 from supernet import Architecture, SearchSpace, UserError
 
+ROUNDS = 8  # of solving, scoring and correcting
+NEIGHBOURS = 4  # of an optimum that are scored with it
+
 
 def refined(
     space: SearchSpace,
@@ -17,8 +20,8 @@ def refined(
     score: Score,
     limits: Sequence[Limit],
     scored: MutableMapping[Architecture, float],
-    rounds: int = 8,
-    neighbours: int = 4,
+    rounds: int = ROUNDS,
+    neighbours: int = NEIGHBOURS,
 ) -> Architecture:
     """The best-scored architecture within the limits that the integer program led to.
 
