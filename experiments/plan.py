@@ -141,7 +141,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     seen = counts.training - held_out
     retrained = train.epochs * (counts.training if train.use_held_out else seen)
     nets = count_nets(space, copies=experiment.table.copies) + experiment.table.audit_nets
-    scores = _most_scores(space, search)
+    scores = most_scores(space, search)
     scored = min(search.score_images or held_out, held_out // 2) + search.refit_images
     forward = medium.seconds / 3  # a step is a forward and a backward pass of about twice its cost
     weights = TRAINING_BYTES_PER_PARAMETER * _supernet_parameters(space)
@@ -182,7 +182,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     ]
 
 
-def _most_scores(space: SearchSpace, search: SearchConfig) -> int:
+def most_scores(space: SearchSpace, search: SearchConfig) -> int:
     """How many architectures the methods score at most."""
     widths = sum(len(space.widths(number)) for number in range(1, len(space.stages) + 1))
     budgets = len(search.budgets_ms or search.budgets_of_largest or ())

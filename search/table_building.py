@@ -83,7 +83,7 @@ def build_table(
     timings = bench.measure([*skeletons, *dict.fromkeys(whole_nets)], progress)
     goal = standard_error_percent / 100
     while clock() < until and (loose := _loose(measured, _solve(measured, timings), goal, space)):
-        nets = [*_skeletons(_with_parts_before(loose, measured)), *dict.fromkeys(whole_nets)]
+        nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *dict.fromkeys(whole_nets)]
         _measure_on(timings, nets, bench, progress)
     values = _solve(measured, timings)
     unsettled = {recipe.key for recipe in _loose(measured, values, goal, space)}

@@ -333,6 +333,18 @@ def test_a_plan_adds_the_teachers_time_to_the_retraining(
     assert "did you mean resnet10t?" in planned("timm:resnet10tt").mistake
 
 
+@pytest.mark.parametrize(
+    ("methods", "scores"),
+    # 3 positions and 5 widths, at most one left out or narrowed at a step, three actions a step; 13 single choices, and
+    # for each of 2 budgets 8 rounds of an optimum and 4 neighbours
+    [(["search"], 24), (["exact"], 93), (["search", "exact", "random"], 117), (["uniform"], 0)],
+)
+def test_a_plan_counts_the_scores_of_the_methods(
+    tiny: Callable[..., Path], slimformer: Slimformer, methods: list[str], scores: int
+) -> None:
+    assert f"at most {scores} scores of" in slimformer("run", tiny(**{"search.methods": methods}), "--plan").out
+
+
 def test_models_lists_every_published_model_with_its_size(slimformer: Slimformer) -> None:
     out = slimformer("models").out
     assert len(list_models()) == 37
