@@ -74,11 +74,13 @@ class WidthsConfig(Record):
 
     The sandwich's first member, which teaches the others, is the space's largest architecture, or a sample of the
     MetaPaths at the largest widths. For the first `warmup_fraction` of the steps only the largest widths are trained,
-    the architecture and a sample in turn.
+    the architecture and a sample in turn; for the first `largest_first` of the steps nothing but the largest
+    architecture (the order of Once-for-All: first the largest, then what it contains).
     """
 
     sampling: Literal["sandwich", "largest"] = "sandwich"
     random: Annotated[int, Field(ge=0)] = 2
+    largest_first: Fraction = 0.0
     warmup_fraction: Fraction = 0.1
     teacher: Literal["architecture", "sample"] = "architecture"
 
@@ -161,7 +163,8 @@ class SupernetTraining:
         self.images_per_step = min(config.batch_size, len(data.train))
         self.total_steps = self.epochs * self.steps_per_epoch
         self.alpha_start = round(config.alpha.warmup_fraction * self.total_steps)
-        self.sandwich_start = round(config.widths.warmup_fraction * self.total_steps)
+        self.largest_until = round(config.widths.largest_first * self.total_steps)
+        self.sandwich_start = max(self.largest_until, round(config.widths.warmup_fraction * self.total_steps))
         self.fingerprint = f"{digest(config)}-{self.space.digest}-{seed}-{len(data.train)}-{len(data.alpha)}"
         self._alpha_stream: Iterator[Batch] = iter(())
         self._alpha_number = -1
@@ -308,6 +311,8 @@ class SupernetTraining:
     def _trains_whole(self, at: int, *, alone: bool) -> bool:
         """Whether a batch's first member is the largest architecture; alone, in the warm-up, every other time."""
         config = self.config.widths
+        if at < self.largest_until:
+            return True
         if config.sampling != "sandwich" or config.teacher != "architecture":
             return False
         return at % 2 == 0 if alone else True

@@ -136,6 +136,7 @@ FIELDS: dict[str, Shown | Ran] = {
             "alpha.every",
             "widths.sampling",
             "widths.random",
+            "widths.largest_first",
             "widths.warmup_fraction",
             "widths.teacher",
             "distill_weight",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -141,17 +141,23 @@ def test_an_alpha_step_comes_once_every_so_many_steps(space: SearchSpace, few_di
     assert turns == [False, False, False, True, False, True, False, True, False]
 
 
-def test_the_sandwich_has_the_largest_the_smallest_and_random_widths(
-    space: SearchSpace, few_digits: ImageData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choices: list[Architecture | Sample] = []
+@pytest.fixture
+def choices(monkeypatch: pytest.MonkeyPatch) -> list[Architecture | Sample]:
+    """What every forward pass of a supernet computed, in order."""
+    seen: list[Architecture | Sample] = []
     forward = Supernet.forward
 
     def watched(self: Supernet, images: Tensor, choice: Architecture | Sample) -> Any:
-        choices.append(choice)
+        seen.append(choice)
         return forward(self, images, choice)
 
     monkeypatch.setattr(Supernet, "forward", watched)
+    return seen
+
+
+def test_the_sandwich_has_the_largest_the_smallest_and_random_widths(
+    space: SearchSpace, few_digits: ImageData, choices: list[Architecture | Sample]
+) -> None:
     widths = WidthsConfig(random=2, warmup_fraction=0.2)
     steps = training(space, few_digits, CONFIG.model_copy(update={"widths": widths}))
     batch = next(steps.batches(0, 0))
@@ -168,6 +174,24 @@ def test_the_sandwich_has_the_largest_the_smallest_and_random_widths(
     assert len(samples) == 3
     assert samples[0].widths == steps.supernet.smallest_widths
     assert all(sample.chosen is not None for sample in samples)
+
+
+@pytest.mark.parametrize("sampling", ["sandwich", "largest"])
+def test_nothing_but_the_largest_architecture_is_trained_at_first(
+    space: SearchSpace,
+    few_digits: ImageData,
+    choices: list[Architecture | Sample],
+    sampling: Literal["sandwich", "largest"],
+) -> None:
+    widths = WidthsConfig(sampling=sampling, random=1, warmup_fraction=0.0, largest_first=0.5)
+    steps = training(space, few_digits, CONFIG.model_copy(update={"widths": widths}))
+    batch = next(steps.batches(0, 0))
+    first = round(0.5 * steps.total_steps)
+    for at in range(first):
+        steps.weight_step(batch, at=at, generator=generator_for(0))
+    assert choices == [space.largest] * first
+    steps.weight_step(batch, at=first, generator=generator_for(0))
+    assert any(isinstance(choice, Sample) for choice in choices[first:])
 
 
 @pytest.mark.parametrize("mixing", ["soft", "hard"])
@@ -233,6 +257,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "widths.sampling": {"widths": WidthsConfig(sampling="largest", random=1, warmup_fraction=0.0)},
     "widths.random": {"widths": WidthsConfig(random=2, warmup_fraction=0.0)},
     "widths.warmup_fraction": {"widths": WidthsConfig(random=1, warmup_fraction=0.5)},
+    "widths.largest_first": {"widths": WidthsConfig(random=1, warmup_fraction=0.0, largest_first=0.5)},
     "widths.teacher": {"widths": WidthsConfig(random=1, warmup_fraction=0.0, teacher="sample")},
     "distill_weight": {"distill_weight": 0.0},
 }
