@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from supernet.schema import Record, UserError, parse, parse_yaml, read_data
-from supernet.space import SpaceShape
+from supernet.space import SearchSpace, SpaceShape
 from train.data import DataConfig
 from train.retraining import RetrainConfig
 from train.supernet_training import SupernetConfig
@@ -120,6 +120,13 @@ class Experiment(Record):
         if teacher is not None and teacher.hard and not self.space.distillation_head:
             raise ValueError("train.distillation.hard needs space.distillation_head: true")
         return self
+
+    def search_space(self, *, num_classes: int) -> SearchSpace:
+        """The search space for the experiment's images, of so many classes."""
+        data = self.data
+        return SearchSpace.of(
+            self.space, in_channels=data.channels, resolution_px=data.resolution_px, num_classes=num_classes
+        )
 
 
 def load_experiment(path: Path, *, overrides: tuple[str, ...] = ()) -> Experiment:

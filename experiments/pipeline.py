@@ -91,7 +91,6 @@ def check_startable(stage: Stage, experiment: Experiment, folder: RunFolder) -> 
         return
     for needed in stage.reads(experiment):
         raise _needs(needed, stage=stage, folder=folder)
-    count_images(experiment.data)
 
 
 def _needs(needed: str, *, stage: Stage, folder: RunFolder) -> UserError:
@@ -113,6 +112,8 @@ def _key(run: Run, stage: Stage) -> tuple[str, dict[str, str]]:
     content: dict[str, Any] = {"settings": stage.settings(run.experiment), "inputs": inputs}
     if stage.reads_images:
         content["images"] = folder_digest(run.experiment.data.path)
+    if stage.builds:
+        content["classes"] = run.space.num_classes
         content |= {f"plugin {path.name}": sha256(path) for path in run.plugins}
     content |= {f"file {path}": sha256(path) for path in stage.reads_files(run.experiment)}
     return digest_of(content), inputs

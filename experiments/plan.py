@@ -54,12 +54,7 @@ def print_plan(experiment: Experiment, folder: RunFolder, screen: Screen) -> Non
     Works without the images where the config says how many there are (`data.num_classes`, `data.num_images`).
     """
     counts = count_images(experiment.data, or_as_stated=True)
-    space = SearchSpace.of(
-        experiment.space,
-        in_channels=experiment.data.channels,
-        resolution_px=experiment.data.resolution_px,
-        num_classes=counts.classes,
-    )
+    space = experiment.search_space(num_classes=counts.classes)
     torch.set_num_threads(all_threads(experiment))
     device = chosen_device(experiment.device)
     _print_sizes(experiment, space, counts, screen)

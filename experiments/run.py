@@ -19,7 +19,7 @@ from search.measure import machine
 from search.runtimes import Runtime, runtime
 from supernet import Architecture, SearchSpace, Supernet, UserError
 from train.checkpoint import load_weights
-from train.data import ImageData, open_data
+from train.data import ImageData, count_classes, open_data
 from train.randomness import generator_for
 from train.supernet_training import weights_path
 
@@ -59,13 +59,8 @@ class Run:
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The search space for these images."""
-        return SearchSpace.of(
-            self.experiment.space,
-            in_channels=self.data.in_channels,
-            resolution_px=self.data.resolution_px,
-            num_classes=self.data.num_classes,
-        )
+        """The search space for these images, which it does not open."""
+        return self.experiment.search_space(num_classes=count_classes(self.experiment.data))
 
     @property
     def supernet_directory(self) -> Path:

@@ -53,8 +53,8 @@ class Stage:
     """One step of the line.
 
     `settings` is what it takes of the config, `reads` names the stages whose files it reads, `reads_files` are a user's
-    own. `check` raises `UserError`
-    for what would stop it and can be known before the stages that come first have taken their hours.
+    own; `builds` says that it builds models, so that plugins and the number of classes count. `check` raises
+    `UserError` for what would stop it and can be known before the stages that come first have taken their hours.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Stage:
     settings: Callable[[Experiment], dict[str, Any]]
     reads: Callable[[Experiment], tuple[str, ...]]
     reads_images: bool = True
+    builds: bool = True
     reads_files: Callable[[Experiment], tuple[Path, ...]] = lambda experiment: ()
     check: Callable[[Run], object] = lambda run: None
 
@@ -301,9 +302,10 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "table",
         table_stage,
-        _of("data", "space", "table", "seeds.table"),
+        _of("data.resolution_px", "data.channels", "space", "table", "seeds.table"),
         _files_of(),
-        check=lambda run: run.runtime,
+        reads_images=False,
+        check=lambda run: (run.space, run.runtime),
     ),
     Stage("search", search_stage, _of("search", "evaluate", "seeds.search"), _files_of("supernet", "table")),
     Stage(
@@ -324,6 +326,7 @@ STAGES: tuple[Stage, ...] = (
         _of("name"),
         _files_of("supernet", "table", "search", "evaluate"),
         reads_images=False,
+        builds=False,
     ),
 )
 

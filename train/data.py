@@ -40,8 +40,8 @@ class DataConfig(Record):
     Images are scaled to the resolution over `crop_fraction`, then cropped (at the centre to evaluate); images that
     are stored at the resolution are left alone. `in_memory: auto` decodes once whatever fits 2 GiB; other folders
     stream through `workers` processes. `mean` and `std` are per channel on a scale of 0..1; null computes them from
-    training images. `num_classes` and `num_images` (for training) are needed only to plan a run without its images;
-    with them, the classes must agree.
+    training images. `num_classes` and `num_images` (for training) are needed only to plan a run, or to measure its
+    latency table (the classes suffice), without its images; with them, the classes must agree.
     """
 
     path: str
@@ -181,6 +181,11 @@ def count_images(config: DataConfig, *, or_as_stated: bool = False) -> ImageCoun
         raise UserError(f"{root}: no such image folder (to plan without it, give data.num_classes and data.num_images)")
     train, held = list_splits(root)
     return ImageCounts(training=len(train.paths), test=len(held.paths), classes=len(set(train.labels)))
+
+
+def count_classes(config: DataConfig) -> int:
+    """The number of classes, from the config or the folders. Raises `UserError` as `count_images` does."""
+    return config.num_classes if config.num_classes is not None else count_images(config).classes
 
 
 def synthetic_data(config: DataConfig, *, num_classes: int, images_per_class: int, seed: int) -> ImageData:

@@ -21,7 +21,7 @@ from experiments.artifacts import environment
 from experiments.console import Screen
 from experiments.experiment import Experiment, load_experiment
 from experiments.run import chosen_device
-from supernet import Architecture, SearchSpace, cost
+from supernet import Architecture, cost
 from supernet.schema import Record
 from train.data import ImageData, open_data
 from train.evaluation import accuracy
@@ -85,12 +85,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     experiment = load_experiment(arguments.experiment, overrides=tuple(arguments.set))
     data = open_data(experiment.data, seed=experiment.seeds.data)
-    largest = SearchSpace.of(
-        experiment.space,
-        in_channels=experiment.data.channels,
-        resolution_px=experiment.data.resolution_px,
-        num_classes=data.num_classes,
-    ).largest
+    largest = experiment.search_space(num_classes=data.num_classes).largest
     device = chosen_device(experiment.device)
     found = learned(largest, data, experiment, seconds=arguments.seconds, device=device)
     where = environment(threads=arguments.threads, command="")

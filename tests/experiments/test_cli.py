@@ -16,6 +16,7 @@ import torch
 from experiments.artifacts import RunFolder
 from experiments.cli import STAGE_HELP
 from experiments.stages import STAGES
+from search.latency_table import LatencyTable
 from supernet import list_models
 from train.checkpoint import load_checkpoint
 from train.loop import checkpoint_path
@@ -301,6 +302,26 @@ def test_a_plan_needs_no_images_where_their_number_is_given(
     for command in ("run", "supernet"):
         assert "no such image folder" in slimformer(command, path, *words, "--out", tmp_path / "run").mistake
     assert not (tmp_path / "run").exists()
+
+
+def test_a_table_needs_no_images_where_their_classes_are_given(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    path, run = tiny(**{"data.path": str(tmp_path / "nowhere")}), tmp_path / "run"
+
+    def classes() -> set[int]:
+        (table,) = run.glob("latency-virtual-*.json")
+        return {entry.out_channels for entry in LatencyTable.load(table).entries if entry.part == "head"}
+
+    assert "no such image folder" in slimformer("table", path, "--out", run).mistake
+    assert not run.exists()
+    words = ("table", path, "--out", run, "--set")
+    assert slimformer(*words, "data.num_classes=7").code == 0
+    assert classes() == {7}
+    assert slimformer(*words, "data.num_classes=7").skipped == ["table"]
+    assert "holds this experiment with other settings" in slimformer(*words, "data.num_classes=8").mistake
+    assert slimformer(*words, "data.num_classes=8", "--redo").code == 0
+    assert classes() == {8}
 
 
 def test_a_plan_takes_the_settings_into_account(tiny: Callable[..., Path], slimformer: Slimformer) -> None:

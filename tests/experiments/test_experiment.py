@@ -15,7 +15,6 @@ from experiments.models import Found
 from experiments.solving import architecture_path
 from supernet.architecture import Architecture
 from supernet.schema import UserError, load, save
-from supernet.space import SearchSpace
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -34,11 +33,7 @@ def refusal(path: Path, *overrides: str) -> str:
 def test_every_shipped_experiment_loads_and_its_space_can_be_built(path: Path, tmp_path: Path) -> None:
     experiment = load_experiment(path)
     assert experiment.name == path.stem
-    data = experiment.data
-    classes = data.num_classes or 10
-    space = SearchSpace.of(
-        experiment.space, in_channels=data.channels, resolution_px=data.resolution_px, num_classes=classes
-    )
+    space = experiment.search_space(num_classes=experiment.data.num_classes or 10)
     for architecture in (space.largest, space.smallest, space.scaled(0.5)):
         space.check(architecture)
     save(experiment, tmp_path / "config.json")

@@ -34,9 +34,7 @@ def test_a_published_model_is_in_the_space_with_every_parameter(
     name: str, parameters: int, experiment: Experiment
 ) -> None:
     published = published_architecture(name)
-    space = SearchSpace.of(
-        experiment.space, in_channels=3, resolution_px=experiment.data.resolution_px, num_classes=1000
-    )
+    space = experiment.search_space(num_classes=1000)
     found = padded(published, space)
     kept = [[block for block in stage.blocks if block.type != "identity"] for stage in found.stages]
     assert kept == [list(stage.blocks) for stage in published.stages]

@@ -11,7 +11,6 @@ import torch
 
 from experiments.benchmarks.learning_speed import Learned, learned, main
 from experiments.experiment import load_experiment
-from supernet import SearchSpace
 from train.data import open_data
 
 CPU = torch.device("cpu")
@@ -20,9 +19,7 @@ CPU = torch.device("cpu")
 def test_a_net_trains_for_the_time_given_and_learns(tiny: Callable[..., Path]) -> None:
     experiment = load_experiment(tiny())
     data = open_data(experiment.data, seed=0)
-    largest = SearchSpace.of(
-        experiment.space, in_channels=1, resolution_px=experiment.data.resolution_px, num_classes=10
-    ).largest
+    largest = experiment.search_space(num_classes=10).largest
 
     def after(steps: int) -> Learned:
         a_step_a_second = itertools.count().__next__
