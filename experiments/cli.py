@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 STAGE_HELP = {
     "supernet": "Train the supernet; write its weights, metrics and importance.json.",
-    "table": "Measure the latency table, and audit it on random whole nets.",
+    "table": "Measure the latency table, here or on another device, and audit it on random whole nets.",
     "search": "Find, for every method and budget, an architecture whose whole net measures within the budget.",
     "retrain": "Retrain every architecture that was found, each standalone.",
     "export": "Write ONNX files, check their parity, and measure the whole nets; slim on where one is over its budget.",
@@ -239,6 +239,8 @@ def audit_command(
     described, folder = _opened(run, None, ())
     if "table" not in (folder.manifest.stages if folder.exists else {}):
         raise UserError(f"{run}: has no latency table yet; slimformer table {run} measures one")
+    if described.table.bundle is not None:
+        raise UserError(f"{run}: its table is of another device, so nothing can be measured against it here")
     folder.check_artifacts("table")
     opened = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
     record = audit_run(opened, nets=nets, rounds=rounds, seed=seed)
@@ -261,26 +263,73 @@ def _stage_command(name: str, summary: str) -> None:
         redo: RedoOption = False,
         plugin: PluginOption = None,
     ) -> None:
-        from experiments.console import Screen
-        from experiments.pipeline import check_ahead, check_startable, run_stage
-        from experiments.plugins import import_plugins
-        from experiments.run import Run
-        from experiments.stages import stage_named
+        _run_stage(name, experiment, out=out, override=override, redo=redo, plugin=plugin)
 
-        import_plugins(plugin or [])
-        described, folder = _opened(experiment, out, tuple(override or ()))
-        stage = stage_named(name)
-        check_startable(stage, described, folder)
-        folder.check(described, redo=redo)
-        run = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
-        check_ahead(run, (stage,), redo=redo)
-        with folder.locked():
-            folder.claim(described, redo=redo)
-            run_stage(run, stage, redo=redo)
+
+def _run_stage(
+    name: str,
+    experiment: Path,
+    *,
+    out: Path | None,
+    override: list[str] | None,
+    redo: bool,
+    plugin: list[Path] | None,
+) -> None:
+    from experiments.console import Screen
+    from experiments.pipeline import check_ahead, check_startable, run_stage
+    from experiments.plugins import import_plugins
+    from experiments.run import Run
+    from experiments.stages import stage_named
+
+    import_plugins(plugin or [])
+    described, folder = _opened(experiment, out, tuple(override or ()))
+    stage = stage_named(name)
+    check_startable(stage, described, folder)
+    folder.check(described, redo=redo)
+    run = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
+    check_ahead(run, (stage,), redo=redo)
+    with folder.locked():
+        folder.claim(described, redo=redo)
+        run_stage(run, stage, redo=redo)
+
+
+def table_command(
+    experiment: ExperimentArgument,
+    out: OutOption = None,
+    override: SetOption = None,
+    redo: RedoOption = False,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Write the nets here, to be measured on another device.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option("--import", help="Take the table from this bundle, measured on another device.")
+    ] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """The latency table: measured here, written as a bundle for another device, or taken from one."""
+    from experiments.bundles import write_table_bundle
+    from experiments.console import Screen
+    from experiments.plugins import import_plugins
+    from experiments.run import Run
+    from supernet import UserError
+
+    if bundle is not None and measured is not None:
+        raise UserError("--bundle writes what --import reads: give one of them")
+    if measured is not None:
+        override = [*(override or ()), f"table.bundle={measured}"]
+    if bundle is None:
+        _run_stage("table", experiment, out=out, override=override, redo=redo, plugin=plugin)
+        return
+    import_plugins(plugin or [])
+    described, folder = _opened(experiment, out, tuple(override or ()))
+    write_table_bundle(Run(described, folder, Screen(), command=_command(), plugins=plugin or ()), bundle)
 
 
 for _name, _summary in STAGE_HELP.items():
-    _stage_command(_name, _summary)
+    if _name == "table":
+        app.command(_name, help=_summary)(table_command)
+    else:
+        _stage_command(_name, _summary)
 
 
 def _opened(path: Path, out: Path | None, overrides: tuple[str, ...]) -> tuple[Experiment, RunFolder]:

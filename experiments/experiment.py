@@ -38,7 +38,8 @@ class TableConfig(Record):
     (of fewer where the stage is not that deep).
     After the rounds, nets are measured on until every entry's standard error is at most `standard_error_percent` of it
     (or a tenth of that of the largest net), for `most_minutes` at most since the beginning.
-    `audit_nets` random whole nets are measured against their predictions.
+    `audit_nets` random whole nets are measured against their predictions. `bundle` is the folder of a bundle that was
+    measured on another device (`slimformer table --bundle`): the table, and all latencies of the run, are that one's.
     """
 
     runtime: str = "onnxruntime"
@@ -50,6 +51,7 @@ class TableConfig(Record):
     most_minutes: Annotated[float, Field(ge=0)] = 3.0
     copies: Positive = 4
     audit_nets: Annotated[int, Field(ge=4)] = 20
+    bundle: str | None = None
 
 
 class SearchConfig(Record):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.bundles import measured_elsewhere
 from experiments.models import (
     DELIVERED_FILES,
     Exported,
@@ -15,6 +16,7 @@ from experiments.models import (
     FoundModel,
     Job,
     found,
+    trained_model,
 )
 from experiments.retraining import retrain_model
 from experiments.run import Run
@@ -22,10 +24,10 @@ from experiments.solving import Solver
 from search.measure import Net, Timing, measure
 from search.runtimes import FileRuntime
 from search.slimming import BudgetUnreachable
-from supernet import Architecture, MetaFormer, UserError, cost
+from supernet import Architecture, UserError, cost
 from supernet.onnx_export import export_onnx, onnx_parity
 from supernet.schema import save
-from train.checkpoint import load_weights, save_weights
+from train.checkpoint import save_weights
 from train.preprocessing import Preprocessing
 from train.randomness import generator_for
 from train.retraining import weights_path
@@ -49,11 +51,12 @@ def export_models(run: Run) -> list[Path]:
         result = _within_budget(run, solver, model, timings[model.job.name])
         results.append(result)
         paths += [run.path / "delivered" / model.job.name / name for name in DELIVERED_FILES]
+    table = run.table
     record = Exported(
-        runtime=run.runtime.name,
-        precision=run.runtime.precision,
-        threads=run.runtime.threads,
-        batch_size=run.experiment.table.batch_size,
+        runtime=table.runtime.name,
+        precision=table.precision,
+        threads=table.threads,
+        batch_size=table.batch_size,
         models=tuple(results),
     )
     if solver.trajectory is not None:  # made again, and longer, because a model measured above its budget
@@ -67,7 +70,7 @@ def _export(run: Run, job: Job, trained: Path) -> None:
     """Write `delivered/NAME/`: architecture, weights, ONNX file and preprocessing of a trained model."""
     folder = run.path / "delivered" / job.name
     architecture = Architecture.load(trained / "architecture.yaml")
-    model = _trained(architecture, weights_path(trained))
+    model = trained_model(architecture, weights_path(trained))
     architecture.save(folder / "architecture.yaml")
     save_weights(model, folder / "model.safetensors")
     export_onnx(
@@ -88,14 +91,10 @@ def _export(run: Run, job: Job, trained: Path) -> None:
     save(preprocessing, folder / "preprocessing.json")
 
 
-def _trained(architecture: Architecture, weights: Path) -> MetaFormer:
-    model = MetaFormer(architecture)
-    load_weights(model, weights)
-    return model.eval()
-
-
 def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
     """The latency of the delivered files themselves (or of their modules, on a runtime that reads no ONNX)."""
+    if run.elsewhere:
+        return measured_elsewhere(run, jobs)
     nets: dict[str, Net] = {}
     for job in jobs:
         folder = run.path / "delivered" / job.name
@@ -104,7 +103,7 @@ def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
         if isinstance(run.runtime, FileRuntime):
             nets[job.name] = run.runtime.load(folder / "model.onnx", shape)
         else:
-            nets[job.name] = run.runtime.build(_trained(architecture, folder / "model.safetensors"), shape)
+            nets[job.name] = run.runtime.build(trained_model(architecture, folder / "model.safetensors"), shape)
     with run.screen.bar("measuring delivered models") as advance:
         return measure(
             nets,
@@ -118,6 +117,8 @@ def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
 def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) -> ExportedModel:
     """The record of a model within its budget; if need be of a smaller one, trained and measured in its place."""
     job, tries, predicted_ms = model.job, 1, model.predicted_ms
+    if run.elsewhere:  # one over its budget is said to be: another would have to go to the device again
+        return _record(run, job, timing, predicted_ms=predicted_ms, tries=tries, measurements=1)
     timing, measurements = _undisturbed(run, job, timing)
     while timing.median_ms > job.budget_ms and tries < MOST_TRIES:
         run.screen.line(f"  {job.name}: measures {timing.median_ms:.3f} ms, over its budget; slimming on")
@@ -164,7 +165,7 @@ def least_disturbed(first: Timing, measure_again: Callable[[], Timing], *, enoug
 def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: int, measurements: int) -> ExportedModel:
     folder = run.path / "delivered" / job.name
     architecture = Architecture.load(folder / "architecture.yaml")
-    model = _trained(architecture, folder / "model.safetensors")
+    model = trained_model(architecture, folder / "model.safetensors")
     images, _ = next(iter(evaluation_batches(run.data.score, run.experiment.evaluate.parity_images)))
     with torch.inference_mode():
         parity = onnx_parity(model, folder / "model.onnx", images.cpu())

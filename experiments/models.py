@@ -7,7 +7,9 @@ from typing import Literal
 
 from experiments.experiment import Method
 from search.delivery import DeliveryRound
+from supernet import Architecture, MetaFormer
 from supernet.schema import Record, load
+from train.checkpoint import load_weights
 
 
 class Job(Record):
@@ -117,6 +119,13 @@ class Evaluation(Record):
     test_images: int
     models: tuple[EvaluatedModel, ...]
     unreachable: tuple[UnreachableModel, ...]
+
+
+def trained_model(architecture: Architecture, weights: Path) -> MetaFormer:
+    """A model with trained weights, in eval mode."""
+    model = MetaFormer(architecture)
+    load_weights(model, weights)
+    return model.eval()
 
 
 def found(path: Path) -> Found:

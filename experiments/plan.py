@@ -16,7 +16,7 @@ from experiments.experiment import Experiment, SearchConfig
 from experiments.run import all_threads, chosen_device, processes_at_once
 from search.measure import stopwatch_seconds
 from search.refining import NEIGHBOURS, ROUNDS
-from search.table_building import count_nets
+from search.table_building import table_nets
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, cost
 from train.data import LARGEST_IN_MEMORY_BYTES, LARGEST_IN_MEMORY_IMAGES, ImageCounts, count_images
 from train.distillation import untrained_teacher
@@ -129,13 +129,12 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     passes = largest.seconds  # a training image's seconds: the largest, then the rest of the sandwich, then alphas
     if supernet.widths.sampling == "sandwich":
         sandwich = smallest.seconds + supernet.widths.random * medium.seconds
-        passes += (1 - supernet.widths.warmup_fraction) * sandwich
+        passes += (1 - max(supernet.widths.warmup_fraction, supernet.widths.largest_first)) * sandwich
     passes += (1 - supernet.alpha.warmup_fraction) / supernet.alpha.every * medium.seconds
     if supernet.mixing == "soft":
         passes *= max(len(stage.candidates) for stage in space.stages)
     seen = counts.training - held_out
     retrained = train.epochs * (counts.training if train.use_held_out else seen)
-    nets = count_nets(space, copies=experiment.table.copies) + experiment.table.audit_nets
     scores = most_scores(space, search)
     scored = min(search.score_images or held_out, held_out // 2) + search.refit_images
     forward = medium.seconds / 3  # a step is a forward and a backward pass of about twice its cost
@@ -153,12 +152,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
             supernet.epochs * seen * passes,
             weights + supernet.batch_size * largest.activation_bytes,
         ),
-        Estimate(
-            "table",
-            f"{nets} nets on {experiment.table.runtime}",
-            max(TABLE_SECONDS_PER_NET * nets, 60 * experiment.table.most_minutes),
-            0.0,
-        ),
+        Estimate("table", *_table_work(experiment, space), 0.0),
         Estimate(
             "search",
             f"at most {scores} scores of {scored:,} images",
@@ -175,6 +169,15 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
         Estimate("export", "ONNX, parity, latency", 5.0 * models, 0.0),
         Estimate("evaluate", f"{counts.test:,} test images", models * counts.test * forward, 0.0),
     ]
+
+
+def _table_work(experiment: Experiment, space: SearchSpace) -> tuple[str, float]:
+    """What the table stage does, and its seconds."""
+    config = experiment.table
+    if config.bundle is not None:
+        return f"measured elsewhere, in {config.bundle}", 0.0
+    nets = len(table_nets(space, copies=config.copies)) + config.audit_nets
+    return f"{nets} nets on {config.runtime}", max(TABLE_SECONDS_PER_NET * nets, 60 * config.most_minutes)
 
 
 def most_scores(space: SearchSpace, search: SearchConfig) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from analysis.report import write_report
+from experiments.bundles import ON_DEVICE, bundle_files, read_table_bundle
 from experiments.console import counted
 from experiments.experiment import Experiment
 from experiments.exporting import export_models
@@ -31,6 +32,8 @@ from experiments.solving import Solver, architecture_path
 from experiments.workers import retrain_at_once
 from search.importance import importance_of
 from search.latency_audit import audit
+from search.latency_table import LatencyTable
+from search.measure import Timing
 from search.slimming import BudgetUnreachable
 from search.table_building import build_table
 from supernet import Architecture, MetaFormer, Supernet, cost
@@ -39,7 +42,6 @@ from train.checkpoint import load_weights
 from train.distillation import teacher_files
 from train.evaluation import accuracy
 from train.loop import checkpoint_path, metrics_path
-from train.randomness import generator_for
 from train.retraining import check_retraining
 from train.supernet_training import NAME as SUPERNET
 from train.supernet_training import train_supernet, weights_path
@@ -110,23 +112,10 @@ def train_supernet_stage(run: Run) -> list[Path]:
 
 
 def table_stage(run: Run) -> list[Path]:
-    """Measure the latency table, and the random whole nets that audit it, all interleaved."""
+    """Measure the latency table, and the random whole nets that audit it, all interleaved, or take a bundle's."""
+    table, timings = read_table_bundle(run) if run.elsewhere else _measured_table(run)
     for stale in run.path.glob("latency-*.json"):
         stale.unlink()
-    config, seed = run.experiment.table, run.experiment.seeds.table
-    with run.screen.bar("measuring blocks and whole nets") as advance:
-        table, timings = build_table(
-            run.space,
-            run.runtime,
-            batch_size=config.batch_size,
-            rounds=config.rounds,
-            copies=config.copies,
-            seed=seed,
-            standard_error_percent=config.standard_error_percent,
-            most_seconds=60 * config.most_minutes,
-            whole_nets=_distinct_random(run, config.audit_nets, generator_for(seed, "audit nets")),
-            progress=counted(advance),
-        )
     checked = audit(table, timings)
     table_path, audit_path = run.path / table.file_name, run.path / AUDIT
     table.save(table_path)
@@ -142,14 +131,29 @@ def table_stage(run: Run) -> list[Path]:
     return [table_path, audit_path]
 
 
-def _distinct_random(run: Run, count: int, generator: torch.Generator) -> list[Architecture]:
-    nets: dict[str, Architecture] = {}
-    for _ in range(50 * count):
-        if len(nets) == count:
-            break
-        architecture = run.space.random(generator)
-        nets[architecture.digest] = architecture
-    return list(nets.values())
+def check_table(run: Run) -> None:
+    """Raise `UserError` for what would stop the table."""
+    if run.elsewhere:
+        read_table_bundle(run)
+    else:
+        _ = run.space, run.runtime
+
+
+def _measured_table(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing]]:
+    config = run.experiment.table
+    with run.screen.bar("measuring blocks and whole nets") as advance:
+        return build_table(
+            run.space,
+            run.runtime,
+            batch_size=config.batch_size,
+            rounds=config.rounds,
+            copies=config.copies,
+            seed=run.experiment.seeds.table,
+            standard_error_percent=config.standard_error_percent,
+            most_seconds=60 * config.most_minutes,
+            whole_nets=run.audit_nets,
+            progress=counted(advance),
+        )
 
 
 def search_stage(run: Run) -> list[Path]:
@@ -183,8 +187,9 @@ def search_stage(run: Run) -> list[Path]:
         last = delivery.rounds[-1]
         models.append(FoundModel(job=job, digest=last.digest, predicted_ms=last.predicted_ms, rounds=delivery.rounds))
         run.screen.line(
-            f"  {job.name}: predicted {last.predicted_ms:.3f} ms, measured {last.measured_ms:.3f} ms"
-            f" after {len(delivery.rounds)} round{'s' if len(delivery.rounds) > 1 else ''}"
+            f"  {job.name}: predicted {last.predicted_ms:.3f} ms, "
+            + ("to be measured on the device" if last.measured_ms is None else f"measured {last.measured_ms:.3f} ms")
+            + f" after {len(delivery.rounds)} round{'s' if len(delivery.rounds) > 1 else ''}"
         )
     if solver.trajectory is not None:
         solver.trajectory.save(run.path / "trajectory.jsonl")
@@ -305,7 +310,8 @@ STAGES: tuple[Stage, ...] = (
         _of("data.resolution_px", "data.channels", "space", "table", "seeds.table"),
         _files_of(),
         reads_images=False,
-        check=lambda run: (run.space, run.runtime),
+        reads_files=lambda experiment: bundle_files(experiment.table.bundle),
+        check=check_table,
     ),
     Stage("search", search_stage, _of("search", "evaluate", "seeds.search"), _files_of("supernet", "table")),
     Stage(
@@ -351,7 +357,7 @@ def clear_working_files(stage: str, folder: Path) -> None:
         "supernet": ["supernet", "scores.jsonl"],
         "search": ["scores.jsonl", "architectures"],
         "retrain": ["models", "again"],
-        "export": ["delivered", "again"],
+        "export": ["delivered", "again", ON_DEVICE],
     }
     for name in leftovers.get(stage, []):
         path = folder / name

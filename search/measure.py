@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,11 +158,19 @@ def measure(
                 break
     clean_ms, all_ms = np.moveaxis(np.stack(columns, axis=1), 2, 0)
     times_ms = np.where(clean_rounds[:, None] >= np.minimum(enough, CLEAN_ROUNDS)[:, None], clean_ms, all_ms)
-    times_ms /= _drift(times_ms)
-    return {
-        key: Timing(tuple(times[np.isfinite(times)].tolist()), runs=int(np.isfinite(times).sum()) * plan.runs)
-        for key, plan, times in zip(keys, plans, times_ms, strict=True)
-    }
+    return dict(zip(keys, timings_of(times_ms, runs=[plan.runs for plan in plans]), strict=True))
+
+
+def timings_of(times_ms: np.ndarray, *, runs: Sequence[int]) -> list[Timing]:
+    """The timings of nets that were measured in the same rounds, each round's drift divided out.
+
+    `times_ms` has a row a net and a column a round, nan where a net has no sample; `runs` are the calls of a sample.
+    """
+    times_ms = times_ms / _drift(times_ms)
+    return [
+        Timing(tuple(times[np.isfinite(times)].tolist()), runs=int(np.isfinite(times).sum()) * calls)
+        for times, calls in zip(times_ms, runs, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from search.latency_audit import fresh_model
 from search.latency_table import Entry, LatencyKey, LatencyTable, Protocol, RuntimeName, keys
-from search.measure import SETTLE_CALLS, Clock, Progress, Timing, machine, measure
+from search.measure import SETTLE_CALLS, Clock, Machine, Progress, Timing, machine, measure
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, build_skeleton, recipes
 from supernet.architecture import Architecture
@@ -34,6 +34,7 @@ from supernet.space import SearchSpace
 CHUNK_NETS = 600  # nets held in memory and measured together
 CHUNK_PARAMETERS = 500_000_000  # of all nets of a chunk, 2 GB
 SETTLING_COPIES = 4  # by how much an entry at or below zero is measured again with more copies
+PAIRS = 64  # most pairs of widths that are measured per transition between two stages
 SMALLEST_MS = 1e-6  # what a part counts as that cannot be told from nothing
 
 
@@ -42,10 +43,30 @@ def required_keys(space: SearchSpace) -> set[LatencyKey]:
     return {recipe.key for recipe in recipes(space, copies=1)}
 
 
-def count_nets(space: SearchSpace, *, copies: int, pairs: int = 64) -> int:
-    """How many nets `build_table` builds and measures: what its time depends on."""
-    measured, _ = _split_pairs(_distinct(recipes(space, copies=copies)), most=pairs)
-    return len(_skeletons(measured))
+def table_nets(space: SearchSpace, *, copies: int, pairs: int = PAIRS) -> list[Skeleton]:
+    """The nets that `build_table` builds and measures, and `table_of` needs the timings of."""
+    return _Recipes.of(space, copies=copies, pairs=pairs).skeletons
+
+
+def table_of(
+    space: SearchSpace,
+    timings: Mapping[Skeleton, Timing],
+    *,
+    condition: Condition,
+    protocol: Protocol,
+    pairs: int = PAIRS,
+) -> LatencyTable:
+    """The table that follows from timings of all `table_nets`, taken elsewhere; nothing is measured.
+
+    What came out at or below zero counts as a tiny positive number and is not settled. Raises `KeyError` for a net
+    without a timing.
+    """
+    found = _Recipes.of(space, copies=protocol.copies, pairs=pairs)
+    values = _with_unsettled(found, _solve(found.measured, timings), protocol.standard_error_percent / 100, space)
+    values = {
+        key: value if value.median_ms > SMALLEST_MS else replace(value, settled=False) for key, value in values.items()
+    }
+    return _table(space, found, values, condition, protocol)
 
 
 def build_table(
@@ -60,7 +81,7 @@ def build_table(
     most_seconds: float = 0.0,
     whole_nets: Sequence[Architecture] = (),
     warmup: int = 3,
-    pairs: int = 64,
+    pairs: int = PAIRS,
     progress: Progress | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> tuple[LatencyTable, dict[Architecture, Timing]]:
@@ -75,9 +96,8 @@ def build_table(
     nets are measured on, it begins anew.
     """
     generator = torch.Generator().manual_seed(seed)
-    todo = _distinct(recipes(space, copies=copies))
-    measured, between = _split_pairs(todo, most=pairs)
-    skeletons = _skeletons(measured)
+    found = _Recipes.of(space, copies=copies, pairs=pairs)
+    measured, skeletons = found.measured, found.skeletons
     until = clock() + 1e9 * most_seconds
     bench = _Bench(runtime, batch_size, rounds, warmup, generator, clock, built={})
     timings = bench.measure([*skeletons, *dict.fromkeys(whole_nets)], progress)
@@ -85,32 +105,86 @@ def build_table(
     while clock() < until and (loose := _loose(measured, _solve(measured, timings), goal, space)):
         nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *dict.fromkeys(whole_nets)]
         _measure_on(timings, nets, bench, progress)
-    values = _solve(measured, timings)
-    unsettled = {recipe.key for recipe in _loose(measured, values, goal, space)}
-    values |= {key: replace(values[key], settled=False) for key in unsettled}
+    values = _with_unsettled(found, _solve(measured, timings), goal, space)
     values |= _settle(measured, values, bench)
-    values |= _interpolate(between, measured, values)
-    table = LatencyTable(
+    condition = Condition(
         runtime=RuntimeName(name=runtime.name, version=runtime.version),
         precision=runtime.precision,
         threads=runtime.threads,
         batch_size=batch_size,
-        resolution_px=space.resolution_px,
         machine=machine(),
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        protocol=Protocol(
-            rounds=rounds,
-            standard_error_percent=standard_error_percent,
-            most_seconds=most_seconds,
-            warmup=warmup,
-            copies=copies,
-            settle=SETTLE_CALLS,
-            nets=len(skeletons),
-            seed=seed,
-        ),
-        entries=tuple(values[recipe.key].entry(recipe.key) for recipe in todo),
     )
+    protocol = Protocol(
+        rounds=rounds,
+        standard_error_percent=standard_error_percent,
+        most_seconds=most_seconds,
+        warmup=warmup,
+        copies=copies,
+        settle=SETTLE_CALLS,
+        nets=len(skeletons),
+        seed=seed,
+    )
+    table = _table(space, found, values, condition, protocol)
     return table, {net: timings[net] for net in dict.fromkeys(whole_nets)}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Where and how nets were timed: what every number of a table stands for."""
+
+    runtime: RuntimeName
+    precision: str
+    threads: int
+    batch_size: int
+    machine: Machine
+    date: str
+
+
+class _Recipes(NamedTuple):
+    """All parts of a space: those that are measured, and those between them."""
+
+    todo: list[Recipe]
+    measured: list[Recipe]
+    between: list[Recipe]
+
+    @classmethod
+    def of(cls, space: SearchSpace, *, copies: int, pairs: int) -> _Recipes:
+        todo = _distinct(recipes(space, copies=copies))
+        return cls(todo, *_split_pairs(todo, most=pairs))
+
+    @property
+    def skeletons(self) -> list[Skeleton]:
+        return _skeletons(self.measured)
+
+
+def _with_unsettled(
+    found: _Recipes, values: dict[LatencyKey, _Value], goal: float, space: SearchSpace
+) -> dict[LatencyKey, _Value]:
+    """The same values, with those marked whose standard error is above the goal."""
+    unsettled = {recipe.key for recipe in _loose(found.measured, values, goal, space)}
+    return values | {key: replace(values[key], settled=False) for key in unsettled}
+
+
+def _table(
+    space: SearchSpace,
+    found: _Recipes,
+    values: dict[LatencyKey, _Value],
+    condition: Condition,
+    protocol: Protocol,
+) -> LatencyTable:
+    values = values | _interpolate(found.between, found.measured, values)
+    return LatencyTable(
+        runtime=condition.runtime,
+        precision=condition.precision,
+        threads=condition.threads,
+        batch_size=condition.batch_size,
+        resolution_px=space.resolution_px,
+        machine=condition.machine,
+        date=condition.date,
+        protocol=protocol,
+        entries=tuple(values[recipe.key].entry(recipe.key) for recipe in found.todo),
+    )
 
 
 Timed = Skeleton | Architecture
@@ -223,7 +297,7 @@ def _skeletons(found: Iterable[Recipe]) -> list[Skeleton]:
     return list(dict.fromkeys(net for recipe in found for net in (recipe.plus, recipe.minus) if net is not None))
 
 
-def _solve(found: Iterable[Recipe], timings: dict[Timed, Timing]) -> dict[LatencyKey, _Value]:
+def _solve(found: Iterable[Recipe], timings: Mapping[Any, Timing]) -> dict[LatencyKey, _Value]:
     """The parts, in the order of the recipes: each needs only parts before it."""
     values: dict[LatencyKey, _Value] = {}
     for recipe in found:
@@ -231,7 +305,7 @@ def _solve(found: Iterable[Recipe], timings: dict[Timed, Timing]) -> dict[Latenc
     return values
 
 
-def _difference(recipe: Recipe, timings: dict[Timed, Timing], values: dict[LatencyKey, _Value]) -> _Value:
+def _difference(recipe: Recipe, timings: Mapping[Any, Timing], values: dict[LatencyKey, _Value]) -> _Value:
     """A recipe's value: the difference of the medians; spreads add up as those of independent measurements do."""
     plus = timings[recipe.plus]
     median_ms, below_ms, above_ms = plus.median_ms, plus.median_ms - plus.p10_ms, plus.p90_ms - plus.median_ms

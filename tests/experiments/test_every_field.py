@@ -153,6 +153,9 @@ FIELDS: dict[str, Shown | Ran] = {
     "table.standard_error_percent": in_a_run("test_a_table_is_measured_on_as_asked_for"),
     "table.most_minutes": in_a_run("test_a_table_is_measured_on_as_asked_for"),
     "table.copies": ran("table", "latency-*-t?.json", "table.copies=3"),
+    "table.bundle": Shown(
+        "tests.experiments.test_bundles", "test_a_run_with_a_table_from_a_phone_delivers_what_the_phone_measured"
+    ),
     "table.audit_nets": ran("table", AUDIT, "table.audit_nets=5"),
     "search.budgets_ms": ran("search", FOUND, "search.budgets_of_largest=null", "search.budgets_ms=[0.15]"),
     "search.budgets_of_largest": ran("search", FOUND, "search.budgets_of_largest=[0.71]"),

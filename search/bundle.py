@@ -1,0 +1,214 @@
+"""Bundles: nets as files, to be measured on a device that is not this machine, and what comes back from it.
+
+A bundle is a folder with `plan.json`, `nets/*.onnx` and `measure.py` (`search.bundle_script`), which needs the runtime
+alone and writes `results.json`. Results are untrusted: those of another plan, cut short, or with times that cannot be
+are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+
+import search.bundle_script
+from search.latency_table import RuntimeName
+from search.measure import RETAKES, SAMPLE_MS, SETTLE_CALLS, VISIT_MS, Machine, Progress, Timing, timings_of
+from search.table_building import Condition
+from supernet.block_types import Positive
+from supernet.onnx_export import onnx_bytes
+from supernet.schema import Record, UserError, load, save, write_atomically
+
+PLAN, RESULTS, SCRIPT = "plan.json", "results.json", "measure.py"
+RUNTIMES = ("onnxruntime", "openvino")  # those that `measure.py` knows
+ShapedNet = tuple[Callable[[], nn.Module], tuple[int, int, int]]  # how it is built, and C,H,W of its input
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Milliseconds = Annotated[float, Field(gt=0)]
+
+
+class PlannedNet(Record):
+    """One net of a bundle: its name, its file below the folder, and B,C,H,W of its input."""
+
+    name: str
+    file: Annotated[str, Field(pattern=r"^nets/[0-9a-z-]+\.onnx$")]
+    size_bytes: Positive
+    sha256: Sha256
+    input_shape: tuple[Positive, Positive, Positive, Positive]
+
+
+class BundleProtocol(Record):
+    """How `measure.py` measures: the settings of `search.measure`."""
+
+    rounds: Positive
+    warmup: Positive
+    min_runs: Positive
+    settle: int = SETTLE_CALLS
+    retakes: int = RETAKES
+    sample_ms: float = SAMPLE_MS
+    visit_ms: float = VISIT_MS
+
+
+class Plan(Record):
+    """What is to be measured, and how."""
+
+    schema_version: Literal[1] = 1
+    runtime: Literal["onnxruntime", "openvino"]
+    precision: Literal["fp32"] = "fp32"
+    threads: Positive
+    batch_size: Positive
+    protocol: BundleProtocol
+    seed: int
+    nets: Annotated[tuple[PlannedNet, ...], Field(min_length=1)]
+
+
+class MeasuredNet(Record):
+    """Times of one net: a sample a round, in ms, each the middle of so many calls."""
+
+    calls: Positive
+    samples_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)]
+
+
+class Results(Record):
+    """What `measure.py` writes; `plan` is the sha256 of the plan's file, nets of one chunk were measured together."""
+
+    schema_version: Literal[1] = 1
+    plan: Sha256
+    runtime: RuntimeName
+    machine: Machine
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
+    chunks: tuple[dict[str, MeasuredNet], ...]
+
+
+def write_bundle(
+    directory: Path,
+    nets: Mapping[str, ShapedNet],
+    *,
+    runtime: str,
+    precision: str,
+    threads: int,
+    batch_size: int,
+    rounds: int,
+    seed: int,
+    warmup: int = 3,
+    min_runs: int = 30,
+    progress: Progress | None = None,
+) -> Plan:
+    """Write a bundle of nets by their names; the plan comes last.
+
+    Results that are there and belong to this very plan are kept. Raises `UserError` for a runtime that `measure.py`
+    does not know, and for a folder that holds something else.
+    """
+    if runtime not in RUNTIMES or precision != "fp32":
+        raise UserError(
+            f"a bundle measures with {' or '.join(RUNTIMES)} in fp32, not with {runtime} in {precision}:"
+            " set table.runtime and table.precision"
+        )
+    if directory.exists() and any(directory.iterdir()) and not (directory / PLAN).exists():
+        raise UserError(f"{directory}: is not empty and holds no bundle; name another folder")
+    planned = []
+    for number, (name, (build, shape)) in enumerate(nets.items(), start=1):
+        content = onnx_bytes(build(), input_shape=(1, *shape))
+        file = f"nets/{number:04}.onnx"
+        write_atomically(directory / file, content)
+        planned.append(
+            PlannedNet(
+                name=name,
+                file=file,
+                size_bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+                input_shape=(batch_size, *shape),
+            )
+        )
+        if progress is not None:
+            progress(number, len(nets))
+    plan = Plan.model_validate(
+        {
+            "runtime": runtime,
+            "threads": threads,
+            "batch_size": batch_size,
+            "protocol": BundleProtocol(rounds=rounds, warmup=warmup, min_runs=min_runs),
+            "seed": seed,
+            "nets": tuple(planned),
+        }
+    )
+    if not (directory / PLAN).exists() or load(Plan, directory / PLAN) != plan:
+        (directory / RESULTS).unlink(missing_ok=True)
+    write_atomically(directory / SCRIPT, Path(search.bundle_script.__file__).read_bytes())
+    save(plan, directory / PLAN)
+    for left in {*(directory / "nets").glob("*.onnx")} - {directory / net.file for net in planned}:
+        left.unlink()  # of an earlier, larger bundle
+    return plan
+
+
+def read_bundle(directory: Path) -> tuple[Plan, Condition, dict[str, Timing]]:
+    """A bundle's plan, the condition under which it was measured, and the timing of every net, by its name.
+
+    Raises `UserError` if it was not measured yet, and for results of another plan, cut short, or with impossible times.
+    """
+    plan_path, path = directory / PLAN, directory / RESULTS
+    plan = load(Plan, plan_path)
+    if not path.exists():
+        raise UserError(
+            f"{directory}: was not measured yet; copy the folder to the device, run python {SCRIPT} in it, put"
+            f" {RESULTS} back here, and give the same command again"
+        )
+    results = load(Results, path)
+    if results.plan != hashlib.sha256(plan_path.read_bytes()).hexdigest():
+        raise UserError(f"{path}: belongs to another {PLAN} than the one beside it; measure this bundle on the device")
+    if results.runtime.name != plan.runtime:
+        raise UserError(f"{path}: was measured with {results.runtime.name}, but {PLAN} asks for {plan.runtime}")
+    _check_complete(plan, results, path)
+    condition = Condition(
+        runtime=results.runtime,
+        precision=plan.precision,
+        threads=plan.threads,
+        batch_size=plan.batch_size,
+        machine=results.machine,
+        date=results.date,
+    )
+    return plan, condition, _timings(plan, results)
+
+
+def _check_complete(plan: Plan, results: Results, path: Path) -> None:
+    planned = {net.name for net in plan.nets}
+    found = {name for chunk in results.chunks for name in chunk}
+    if unknown := sorted(found - planned):
+        raise UserError(f"{path}: has times of nets that {PLAN} does not know, {unknown[0]} for one")
+    if missing := planned - found:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(planned)} nets have no times; run python {SCRIPT} on the device again,"
+            " it goes on"
+        )
+    for chunk in results.chunks:
+        if plan.nets[0].name not in chunk:
+            raise UserError(f"{path}: a chunk lacks the net {plan.nets[0].name}, which links the chunks; measure anew")
+        for name, net in chunk.items():
+            if len(net.samples_ms) != plan.protocol.rounds:
+                raise UserError(
+                    f"{path}: {name} has {len(net.samples_ms)} samples, but {PLAN} asks for {plan.protocol.rounds}"
+                )
+
+
+def _timings(plan: Plan, results: Results) -> dict[str, Timing]:
+    """Drift divided out within each chunk, and the chunks brought to the speed of the first by the net in all."""
+    reference, timings = plan.nets[0].name, dict[str, Timing]()
+    for chunk in results.chunks:
+        found = dict(
+            zip(
+                chunk,
+                timings_of(
+                    np.array([net.samples_ms for net in chunk.values()]), runs=[net.calls for net in chunk.values()]
+                ),
+                strict=True,
+            )
+        )
+        speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
+        for name, timing in found.items():
+            samples = tuple(speed * sample for sample in timing.samples_ms)
+            timings.setdefault(name, Timing(samples, runs=timing.runs))
+    return timings

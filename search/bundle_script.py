@@ -1,0 +1,262 @@
+"""Measure the nets of this folder on this device, in milliseconds.
+
+    pip install onnxruntime        # or openvino: plan.json says which
+    python measure.py              # writes results.json; interrupted, the same command goes on
+    python measure.py a.onnx ...   # prints the latency of these models instead, and writes nothing
+
+Needs Python 3.8, numpy and that runtime, and nothing else. Leave the device alone while it runs.
+"""
+
+# slimformer copies this file into every bundle (`search.bundle`); it measures as `search.measure` does.
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+import numpy as np
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    Net = Callable[[], object]
+    Sides = Sequence[Any] | None
+
+HERE = Path(__file__).resolve().parent
+CHUNK_BYTES = 1_000_000_000  # files of nets that are held in memory and measured together
+CLEAN_SHARE = 0.5  # of a visit's samples: with fewer that nothing interrupted, all of them count
+
+
+def onnxruntime_net(path: Path, shape: Sides, threads: int) -> Net:
+    """A call that runs one inference of an ONNX file with ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: noise(shape or session.get_inputs()[0].shape)}
+    return lambda: session.run(None, feed)
+
+
+def openvino_net(path: Path, shape: Sides, threads: int) -> Net:
+    """The same with OpenVINO."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    shape = shape or [side.get_length() if side.is_static else 1 for side in model.inputs[0].partial_shape]
+    model.reshape(list(shape))
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(noise(shape)))
+
+    def run() -> object:
+        request.infer()
+        return request.get_output_tensor().data
+
+    return run
+
+
+BUILD = {"onnxruntime": onnxruntime_net, "openvino": openvino_net}
+
+
+def noise(shape: Sequence[Any]) -> np.ndarray:
+    """Normal noise of this shape, always the same; a batch without a size is 1."""
+    sides = [side if isinstance(side, int) else 1 for side in shape]
+    return np.random.default_rng(0).standard_normal(sides, dtype=np.float32)
+
+
+def interruptions() -> int:
+    """How often the system took the core from this process; always 0 where it does not tell."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def sample(net: Net, calls: int, retakes: int) -> tuple[float, bool]:
+    """The mean ms of some calls, and whether nothing interrupted them; else the fastest of several takes."""
+    fastest = math.inf
+    for _ in range(1 + retakes):
+        before, start = interruptions(), time.perf_counter_ns()
+        for _ in range(calls):
+            net()
+        ms = (time.perf_counter_ns() - start) / calls / 1e6
+        if interruptions() == before:
+            return ms, True
+        fastest = min(fastest, ms)
+    return fastest, False
+
+
+def visit(net: Net, calls: int, samples: int, protocol: dict[str, Any]) -> float:
+    """What a net takes in one round, in ms: by its uninterrupted samples, if they are enough."""
+    for _ in range(protocol["settle"]):
+        net()
+    taken = [sample(net, calls, protocol["retakes"]) for _ in range(samples)]
+    clean = [ms for ms, is_clean in taken if is_clean]
+    enough = len(clean) >= CLEAN_SHARE * len(taken)
+    return statistics.median(clean if enough else [ms for ms, _ in taken])
+
+
+def measure(
+    nets: dict[str, Net], protocol: dict[str, Any], order: random.Random, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """Visit all nets in every round, each time in another order: for each net its calls and its samples in ms."""
+    plans: dict[str, tuple[int, int]] = {}
+    for name, net in nets.items():
+        fastest = max(1e-4, min(sample(net, 1, 0)[0] for _ in range(protocol["warmup"])))
+        calls = max(1, math.ceil(protocol["sample_ms"] / fastest))
+        samples = math.ceil(protocol["visit_ms"] / (fastest * calls))
+        plans[name] = calls, max(samples, math.ceil(protocol["min_runs"] / (protocol["rounds"] * calls)))
+    found: dict[str, Any] = {
+        name: {"calls": calls * samples, "samples_ms": []} for name, (calls, samples) in plans.items()
+    }
+    gc.collect()
+    gc.disable()
+    for number in range(protocol["rounds"]):
+        names = list(nets)
+        order.shuffle(names)
+        for name in names:
+            found[name]["samples_ms"].append(visit(nets[name], *plans[name], protocol))
+        progress(number + 1)
+    gc.enable()
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The device, in words."""
+    cpu = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        lines = information.read_text(errors="replace").splitlines()
+        names = [
+            line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware", "Model"))
+        ]
+        cpu = names[0] if names else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    known = hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return {"cpu": cpu, "cores": cores, "memory_gb": round(memory / 2**30, 1), "system": system}
+
+
+def chunks_of(nets: list[dict[str, Any]], size: float) -> list[list[dict[str, Any]]]:
+    """The nets in groups whose files together have at most this size; the first net is in every group."""
+    reference, used = nets[0], size
+    chunks: list[list[dict[str, Any]]] = []
+    for net in nets[1:] or nets:
+        if used + net["size_bytes"] > size:
+            chunks.append([reference])
+            used = reference["size_bytes"]
+        chunks[-1].append(net)
+        used += net["size_bytes"]
+    return [list({net["name"]: net for net in chunk}.values()) for chunk in chunks]
+
+
+def measure_plan(folder: Path, chunk_bytes: float) -> None:
+    """Measure what plan.json lists, and write results.json after every chunk."""
+    content = (folder / "plan.json").read_bytes()
+    plan, results_path = json.loads(content), folder / "results.json"
+    runtime = plan["runtime"]
+    version = __import__(runtime).__version__.partition("-")[0]
+    results: dict[str, Any] = {
+        "schema_version": 1,
+        "plan": hashlib.sha256(content).hexdigest(),
+        "runtime": {"name": runtime, "version": version},
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
+        "chunks": [],
+    }
+    if results_path.exists():
+        before = json.loads(results_path.read_text())
+        differ = [name for name in ("plan", "runtime", "machine") if before[name] != results[name]]
+        if differ:
+            sys.exit(f"results.json is there already, of another {' and '.join(differ)}: move it away first")
+        results["chunks"] = before["chunks"]
+    done = {name for chunk in results["chunks"] for name in chunk}
+    order = random.Random(plan["seed"])
+    chunks = chunks_of(plan["nets"], chunk_bytes)
+    for number, chunk in enumerate(chunks, start=1):
+        if all(net["name"] in done for net in chunk):
+            continue
+        built: dict[str, Net] = {}
+        for net in chunk:
+            path = folder / net["file"]
+            if hashlib.sha256(path.read_bytes()).hexdigest() != net["sha256"]:
+                sys.exit(f"{path}: was changed or cut short; copy the bundle again")
+            try:
+                built[net["name"]] = BUILD[runtime](path, net["input_shape"], plan["threads"])
+            except Exception as error:
+                sys.exit(f"{path}: {runtime} {version} cannot run this net: {error}")
+            say(f"part {number} of {len(chunks)}: {len(built)} of {len(chunk)} nets loaded")
+        rounds = plan["protocol"]["rounds"]
+        found = measure(
+            built,
+            plan["protocol"],
+            order,
+            lambda done: say(f"part {number} of {len(chunks)}: round {done} of {rounds}"),  # noqa: B023
+        )
+        results["chunks"].append(found)
+        part = results_path.with_name("results.json.part")
+        part.write_text(json.dumps(results))
+        part.replace(results_path)
+    print(f"\nWritten: {results_path}", file=sys.stderr)
+
+
+def measure_files(files: list[str], runtime: str, threads: int, rounds: int) -> None:
+    """Print the median latency of models, measured in the same rounds."""
+    protocol = {"rounds": rounds, "warmup": 5, "settle": 1, "retakes": 8, "sample_ms": 0.2, "visit_ms": 1.0}
+    nets: dict[str, Net] = {file: BUILD[runtime](Path(file), None, threads) for file in files}
+    found = measure(nets, {**protocol, "min_runs": 30}, random.Random(0), lambda done: say(f"{done} of {rounds}"))
+    print(file=sys.stderr)
+    for file, timing in found.items():
+        low, middle, high = np.percentile(timing["samples_ms"], [10, 50, 90])
+        print(f"{middle:.3f} ms ({low:.3f} to {high:.3f})  {file}")
+
+
+def say(text: str) -> None:
+    """Progress, on a line of its own that is written over."""
+    print(f"\r{text:<60}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Read the command line, and measure."""
+    parser = argparse.ArgumentParser(description="Measure the nets of a slimformer bundle on this device.")
+    parser.add_argument("models", nargs="*", help="ONNX files to measure, in the place of the bundle's nets")
+    parser.add_argument("--runtime", choices=sorted(BUILD), default="onnxruntime", help="for models")
+    parser.add_argument("--threads", type=int, default=1, help="for models")
+    parser.add_argument("--rounds", type=int, default=30, help="for models")
+    parser.add_argument("--most-mb", type=float, default=CHUNK_BYTES / 1e6, help="of nets that are loaded at once")
+    words = parser.parse_args()
+    if words.models:
+        measure_files(words.models, words.runtime, words.threads, words.rounds)
+    else:
+        measure_plan(HERE, 1e6 * words.most_mb)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A run whose device is elsewhere: its table and its last latencies come from bundles that were measured there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.bundles import ON_DEVICE
+from search.bundle import PLAN, RESULTS, Plan
+from search.latency_table import LatencyTable
+from supernet.schema import load
+
+Slimformer = Callable[..., Any]
+TABLE = "latency-onnxruntime-a-phone-fp32-b1-t1.json"
+
+
+def answer(bundle: Path, *, cpu: str = "a phone") -> None:
+    """Measure a bundle as a phone would that takes 1 ms, and one more for every 20 kB of a net."""
+    plan = load(Plan, bundle / PLAN)
+    times = {
+        net.name: {"calls": 10, "samples_ms": [1 + net.size_bytes / 20_000] * plan.protocol.rounds} for net in plan.nets
+    }
+    results = {
+        "schema_version": 1,
+        "plan": hashlib.sha256((bundle / PLAN).read_bytes()).hexdigest(),
+        "runtime": {"name": "onnxruntime", "version": "9.9"},
+        "machine": {"cpu": cpu, "cores": 8, "memory_gb": 6.0, "system": "none"},
+        "date": "2026-01-31",
+        "chunks": [times],
+    }
+    (bundle / RESULTS).write_text(json.dumps(results))
+
+
+@pytest.fixture
+def phone(tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer) -> Callable[..., Path]:
+    """Writes a bundle of the tiny experiment, with changes, into `bundle/`, and answers it."""
+
+    def bundle(**changes: Any) -> Path:
+        path = tiny(**{"table.runtime": "onnxruntime", **changes})
+        outcome = slimformer("table", path, "--bundle", tmp_path / "bundle")
+        assert outcome.code == 0, outcome.err
+        assert "Copy it to the device, run python measure.py in it" in outcome.out
+        assert not (tmp_path / "run").exists()
+        answer(tmp_path / "bundle")
+        return path
+
+    return bundle
+
+
+def test_a_run_with_a_table_from_a_phone_delivers_what_the_phone_measured(
+    phone: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    words = ("run", phone(), "--out", tmp_path / "run", "--set", f"table.bundle={tmp_path / 'bundle'}")
+    run, waiting = tmp_path / "run", tmp_path / "run" / ON_DEVICE
+    mistake = slimformer(*words).mistake
+    assert f"{waiting}: was not measured yet; copy the folder to the device" in mistake
+    table = LatencyTable.load(run / TABLE)
+    assert (table.machine.cpu, table.runtime.version) == ("a phone", "9.9")
+    found = json.loads((run / "found.json").read_text())
+    assert all(round_["measured_ms"] is None for model in found["models"] for round_ in model["rounds"])
+    assert slimformer(*words).mistake == mistake
+    answer(waiting, cpu="another phone")
+    assert "was measured on another phone, but the table on a phone" in slimformer(*words).mistake
+    answer(waiting)
+    outcome = slimformer(*words)
+    assert outcome.code == 0, outcome.err
+    assert outcome.skipped == ["supernet", "table", "search", "retrain"]
+    sizes = {net.name: net.size_bytes for net in load(Plan, waiting / PLAN).nets}
+    models = json.loads((run / "evaluation.json").read_text())["models"]
+    assert {model["name"] for model in models} == sizes.keys()
+    for model in models:
+        assert model["measured_ms"] == pytest.approx(1 + sizes[model["name"]] / 20_000)
+        assert model["within_budget"] == (model["measured_ms"] <= model["budget_ms"])
+    assert "a phone" in (run / "report.html").read_text()
+    assert slimformer(*words).skipped[-1] == "report"
+
+
+def test_the_table_command_takes_a_bundle_and_does_it_again_when_it_was_measured_again(
+    phone: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    words = ("table", phone(), "--out", tmp_path / "run", "--import", tmp_path / "bundle")
+    assert slimformer(*words).code == 0
+    assert slimformer(*words).skipped == ["table"]
+    answer(
+        tmp_path / "bundle",
+        cpu="a phone",
+    )
+    results = tmp_path / "bundle" / RESULTS
+    results.write_text(results.read_text().replace("2026-01-31", "2026-02-01"))
+    outcome = slimformer(*words)
+    assert outcome.code == 0
+    assert outcome.skipped == []
+    assert LatencyTable.load(tmp_path / "run" / TABLE).date == "2026-02-01"
+    assert "its table is of another device" in slimformer("audit", tmp_path / "run").mistake
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("table.threads=2", "was written for onnxruntime (fp32, batch 1, 1 thread), but the experiment asks for onnx"),
+        ("table.batch_size=4", "but the experiment asks for onnxruntime (fp32, batch 4, 1 thread)"),
+        ("table.runtime=openvino", "but the experiment asks for openvino"),
+        ("data.resolution_px=16", "was written for another space, resolution or set of audit nets"),
+        ("space.stages.1.width_channels.largest=24", "was written for another space"),
+        ("seeds.table=1", "set of audit nets"),
+    ],
+)
+def test_a_bundle_of_something_else_is_refused_before_anything_is_written(
+    phone: Callable[..., Path], tmp_path: Path, slimformer: Slimformer, change: str, part: str
+) -> None:
+    words = ("table", phone(), "--out", tmp_path / "run", "--import", tmp_path / "bundle", "--set", change)
+    assert part in slimformer(*words).mistake
+    assert not (tmp_path / "run").exists()
+
+
+def test_writing_and_taking_a_bundle_at_once_is_a_mistake_and_so_is_a_folder_without_one(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    path = tiny(**{"table.runtime": "onnxruntime"})
+    both = ("--bundle", tmp_path / "a", "--import", tmp_path / "b")
+    assert "give one of them" in slimformer("table", path, *both).mistake
+    assert "plan.json: no such file" in slimformer("table", path, "--import", tmp_path / "b").mistake
+
+
+def test_a_plan_knows_that_the_table_comes_from_elsewhere(tiny: Callable[..., Path], slimformer: Slimformer) -> None:
+    out = slimformer("run", tiny(), "--plan", "--set", "table.bundle=phone").out
+    assert "measured elsewhere" in out

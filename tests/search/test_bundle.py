@@ -1,0 +1,225 @@
+"""Bundles for other devices: what `measure.py` writes comes back as timings, and anything else is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from search.bundle import PLAN, RESULTS, SCRIPT, Plan, read_bundle, write_bundle
+from search.bundle_script import chunks_of
+from search.measure import machine
+from supernet.schema import UserError, load
+
+CHANNELS = (3, 5, 7)
+# What a bare device does not have; measure.py must not need it.
+ABSENT = ("torch", "pydantic", "yaml", "search", "supernet", "onnx", "scipy")
+RUN = (
+    "import runpy, sys; sys.modules |= dict.fromkeys({absent}); script = sys.argv.pop(1);"
+    " sys.argv[0] = script; runpy.run_path(script, run_name='__main__')"
+)
+
+
+def net(channels: int) -> nn.Module:
+    torch.manual_seed(channels)
+    return nn.Sequential(nn.Conv2d(3, channels, 3), nn.ReLU(), nn.Conv2d(channels, 4, 3)).eval()
+
+
+def written(directory: Path, **changes: Any) -> Plan:
+    nets = {f"net-{channels}": (partial(net, channels), (3, 8, 6)) for channels in CHANNELS}
+    settings = {"runtime": "onnxruntime", "precision": "fp32", "threads": 1, "batch_size": 2, "rounds": 3, "seed": 0}
+    settings |= {"min_runs": 3, "nets": nets} | changes
+    return write_bundle(directory, settings.pop("nets"), **settings)
+
+
+def on_device(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `measure.py` as on a device where nothing of the project is installed."""
+    command = [sys.executable, "-c", RUN.format(absent=ABSENT), str(folder / SCRIPT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    written(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def answered(bundle: Path) -> Callable[..., Path]:
+    """Writes results by hand: 1 ms for the first net, 2 for the second, ..., all in one chunk, with changes."""
+
+    def answer(change: Callable[[dict[str, Any]], object] = lambda data: None) -> Path:
+        times = {f"net-{c}": {"calls": 10, "samples_ms": [i, i, i]} for i, c in enumerate(CHANNELS, start=1)}
+        data = {
+            "schema_version": 1,
+            "plan": hashlib.sha256((bundle / PLAN).read_bytes()).hexdigest(),
+            "runtime": {"name": "onnxruntime", "version": "1.0"},
+            "machine": {"cpu": "a phone", "cores": 4, "memory_gb": 2.0, "system": "none"},
+            "date": "2026-01-31",
+            "chunks": [times],
+        }
+        change(data)
+        (bundle / RESULTS).write_text(json.dumps(data))
+        return bundle
+
+    return answer
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_a_bare_device_measures_comes_back_as_timings(tmp_path: Path, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    folder = tmp_path / "bundle"
+    written(folder, runtime=runtime)
+    done = on_device(folder)
+    assert done.returncode == 0, done.stderr
+    plan, condition, timings = read_bundle(folder)
+    assert timings.keys() == {"net-3", "net-5", "net-7"}
+    for timing in timings.values():
+        assert 0 < timing.median_ms < 100
+        assert len(timing.samples_ms) == 3
+        assert timing.runs >= 3
+    assert condition.machine.cpu == machine().cpu
+    assert condition.machine.cores == machine().cores
+    assert (condition.runtime.name, condition.precision) == (runtime, "fp32")
+    assert (condition.threads, condition.batch_size) == (1, 2)
+    assert plan.nets[0].input_shape == (2, 3, 8, 6)
+
+
+def test_an_interrupted_measurement_goes_on_and_keeps_what_it_has(bundle: Path) -> None:
+    assert on_device(bundle, "--most-mb", "0.0001").returncode == 0
+    whole = json.loads((bundle / RESULTS).read_text())
+    assert [list(chunk) for chunk in whole["chunks"]] == [["net-3", "net-5"], ["net-3", "net-7"]]
+    (bundle / RESULTS).write_text(json.dumps(whole | {"chunks": whole["chunks"][:1]}))
+    with pytest.raises(UserError, match=r"1 of 3 nets have no times; run python measure.py on the device again"):
+        read_bundle(bundle)
+    assert on_device(bundle, "--most-mb", "0.0001").returncode == 0
+    again = json.loads((bundle / RESULTS).read_text())
+    assert again["chunks"][0] == whole["chunks"][0]
+    assert list(again["chunks"][1]) == ["net-3", "net-7"]
+    assert read_bundle(bundle)[2].keys() == {"net-3", "net-5", "net-7"}
+
+
+def test_results_of_another_plan_are_not_written_over(bundle: Path) -> None:
+    assert on_device(bundle).returncode == 0
+    before = (bundle / RESULTS).read_bytes()
+    (bundle / PLAN).write_text((bundle / PLAN).read_text().replace('"rounds": 3', '"rounds": 4'))
+    done = on_device(bundle)
+    assert done.returncode != 0
+    assert "results.json is there already, of another plan: move it away first" in done.stderr
+    assert (bundle / RESULTS).read_bytes() == before
+
+
+def test_a_net_that_was_changed_is_not_measured(bundle: Path) -> None:
+    file = bundle / "nets" / "0002.onnx"
+    file.write_bytes(file.read_bytes()[:-1])
+    done = on_device(bundle)
+    assert done.returncode != 0
+    assert "0002.onnx: was changed or cut short; copy the bundle again" in done.stderr
+    assert not (bundle / RESULTS).exists()
+
+
+def test_single_models_can_be_measured_on_the_device_too(bundle: Path) -> None:
+    done = on_device(bundle, "nets/0001.onnx", "nets/0003.onnx", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[-1] for line in lines] == ["nets/0001.onnx", "nets/0003.onnx"]
+    assert all(float(line.split()[0]) > 0 for line in lines)
+    assert not (bundle / RESULTS).exists()
+
+
+def test_chunks_are_brought_to_one_speed_by_the_net_that_is_in_all(answered: Callable[..., Path]) -> None:
+    def slower(data: dict[str, Any]) -> None:
+        (first,) = data["chunks"]
+        late = {"net-3": {"calls": 10, "samples_ms": [2, 2, 2]}, "net-7": {"calls": 10, "samples_ms": [6, 6, 6]}}
+        data["chunks"] = [{name: first[name] for name in ("net-3", "net-5")}, late]
+
+    _, _, timings = read_bundle(answered(slower))
+    assert {name: timing.median_ms for name, timing in timings.items()} == {"net-3": 1, "net-5": 2, "net-7": 3}
+    assert timings["net-7"].runs == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda data: data.update(plan="0" * 64), "belongs to another plan.json"),
+        (lambda data: data["runtime"].update(name="openvino"), "measured with openvino, but plan.json asks for onnxr"),
+        (lambda data: data["chunks"][0].pop("net-5"), "1 of 3 nets have no times"),
+        (lambda data: data["chunks"][0].update({"net-8": data["chunks"][0]["net-3"]}), "does not know, net-8 for one"),
+        (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, 2]), "net-5 has 2 samples, but plan.json asks"),
+        (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, 0, 2]), "samples_ms.2: input should be greater"),
+        (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, -1, 2]), "samples_ms.2: input should be great"),
+        (lambda data: data["chunks"].append({"net-5": data["chunks"][0]["net-5"]}), "a chunk lacks the net net-3"),
+        (lambda data: data.update(schema_version=2), "schema_version"),
+        (lambda data: data.update(extra=1), "extra: unknown key"),
+    ],
+)
+def test_results_that_cannot_be_are_refused(
+    answered: Callable[..., Path], change: Callable[[dict[str, Any]], object], part: str
+) -> None:
+    answered()
+    with pytest.raises(UserError, match=r"results\.json: ") as refused:
+        read_bundle(answered(change))
+    assert part in str(refused.value)
+
+
+def test_results_that_were_cut_short_are_refused(answered: Callable[..., Path]) -> None:
+    path = answered() / RESULTS
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(UserError, match=r"results\.json: not valid JSON"):
+        read_bundle(path.parent)
+
+
+def test_a_bundle_that_was_not_measured_says_what_to_do(bundle: Path) -> None:
+    with pytest.raises(UserError, match=r"was not measured yet; copy the folder .* run python measure.py in it"):
+        read_bundle(bundle)
+
+
+def test_writing_the_same_bundle_again_keeps_its_results_and_another_does_not(answered: Callable[..., Path]) -> None:
+    bundle = answered()
+    written(bundle)
+    assert (bundle / RESULTS).exists()
+    written(bundle, nets={"net-3": (partial(net, 3), (3, 8, 6))})
+    assert not (bundle / RESULTS).exists()
+    assert [path.name for path in (bundle / "nets").iterdir()] == ["0001.onnx"]
+    assert [planned.name for planned in load(Plan, bundle / PLAN).nets] == ["net-3"]
+
+
+def test_a_runtime_that_no_script_knows_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a bundle measures with onnxruntime or openvino in fp32, not with eager"):
+        written(tmp_path / "bundle", runtime="eager")
+    with pytest.raises(UserError, match="not with onnxruntime in bf16"):
+        written(tmp_path / "bundle", precision="bf16")
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(UserError, match="is not empty and holds no bundle"):
+        written(tmp_path)
+
+
+def test_chunks_hold_the_first_net_and_at_most_so_much() -> None:
+    nets = [{"name": str(number), "size_bytes": size} for number, size in enumerate((1, 5, 5, 2, 9))]
+    names = [[planned["name"] for planned in chunk] for chunk in chunks_of(nets, 8)]
+    assert names == [["0", "1"], ["0", "2", "3"], ["0", "4"]]
+    assert chunks_of(nets[:1], 8) == [nets[:1]]
+
+
+@pytest.mark.long
+def test_the_script_runs_in_a_virtual_environment_with_nothing_but_the_runtime(bundle: Path, tmp_path: Path) -> None:
+    import venv
+
+    venv.create(tmp_path / "bare", with_pip=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "onnxruntime"], check=True)
+    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
+    assert "torch" not in listed
+    assert "pydantic" not in listed
+    done = subprocess.run([python, SCRIPT], capture_output=True, text=True, check=False, cwd=bundle)
+    assert done.returncode == 0, done.stderr
+    assert read_bundle(bundle)[2].keys() == {"net-3", "net-5", "net-7"}
