@@ -60,7 +60,8 @@ class SearchConfig(Record):
     Budgets are given in milliseconds, or as shares of the largest architecture's predicted latency, for an experiment
     that should run on any device. `methods` are all delivered at every budget: the published slimming ("search"), the
     integer program over choices that are scored one by one ("exact"), and the baselines. A net must measure `margin`
-    below its budget before it is retrained. Scores re-fit batch-norm statistics on `refit_images` training images, in
+    below its budget before it is retrained; one that measures more than `slack` of that below it is given up for a
+    slower one, if the method has any. Scores re-fit batch-norm statistics on `refit_images` training images, in
     equal batches of at most `evaluate.batch_size`, and count `score_images` of the held-out part (null: all of it).
     """
 
@@ -68,6 +69,7 @@ class SearchConfig(Record):
     budgets_of_largest: tuple[Fraction, ...] | None = None
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("search", "uniform", "random")
     margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.02
+    slack: Annotated[float, Field(gt=0, le=1)] = 0.03
     refit_images: Positive = 1024
     score_images: Positive | None = None
 

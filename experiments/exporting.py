@@ -130,7 +130,7 @@ def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) 
             run.screen.line(f"  {job.name}: {reason}")
             break
         tries += 1
-        predicted_ms = delivery.rounds[-1].predicted_ms
+        predicted_ms = delivery.delivered.predicted_ms
         directory = f"again/{delivery.architecture.digest}"  # an interrupted training goes on with its own net alone
         with run.screen.bar(f"training {job.name} again") as advance:
             retrain_model(run, delivery.architecture, job, progress=advance, into=directory)

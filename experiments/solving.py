@@ -131,6 +131,7 @@ class Solver:
         return deliver(
             budget_ms=job.budget_ms,
             margin=self.run.experiment.search.margin,
+            slack=self.run.experiment.search.slack,
             solve=self.method(job),
             predict_ms=self.run.table.latency_ms,
             measure_ms=None if self.run.elsewhere else measure,

@@ -184,7 +184,7 @@ def search_stage(run: Run) -> list[Path]:
         path = architecture_path(run.path, job)
         delivery.architecture.save(path)
         paths.append(path)
-        last = delivery.rounds[-1]
+        last = delivery.delivered
         models.append(FoundModel(job=job, digest=last.digest, predicted_ms=last.predicted_ms, rounds=delivery.rounds))
         run.screen.line(
             f"  {job.name}: predicted {last.predicted_ms:.3f} ms, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from search.slimming import BudgetMissed, BudgetUnreachable
@@ -26,9 +27,14 @@ class Delivery(Record):
     rounds: tuple[DeliveryRound, ...]
 
     @property
+    def delivered(self) -> DeliveryRound:
+        """The round that found the architecture."""
+        return next(round_ for round_ in self.rounds if round_.digest == self.architecture.digest)
+
+    @property
     def measured_ms(self) -> float | None:
         """The measured latency of the delivered net."""
-        return self.rounds[-1].measured_ms
+        return self.delivered.measured_ms
 
 
 def deliver(
@@ -38,6 +44,7 @@ def deliver(
     solve: Callable[[float], Architecture],
     predict_ms: Callable[[Architecture], float],
     measure_ms: Callable[[Architecture], float] | None,
+    slack: float = 1.0,
     ask_at_most_ms: float | None = None,
     max_rounds: int = 8,
 ) -> Delivery:
@@ -45,30 +52,42 @@ def deliver(
 
     `solve(asked_ms)` gives an architecture predicted within `asked_ms`; correcting every prediction by a ratio is
     the same as asking for the budget divided by it. The net must measure within (1 - margin) of the budget, so that
-    the day's drift does not push it over. `ask_at_most_ms` starts lower, after an earlier net was too slow. Without
-    `measure_ms` the first net is delivered: its prediction is all there is. Raises `BudgetUnreachable` when the space
-    is exhausted, and `BudgetMissed`, which is one, when the rounds are.
+    the day's drift does not push it over. One that measures more than `slack` of that below it leaves room, so more is
+    asked for, as long as it leads to another net; the slowest that fits is delivered. `ask_at_most_ms` starts lower,
+    after an earlier net was too slow. Without `measure_ms` the first net is delivered: its prediction is all there is.
+    Raises `BudgetUnreachable` when the space is exhausted, and `BudgetMissed`, which is one, when the rounds are.
     """
     goal_ms = (1.0 - margin) * budget_ms
-    asked_ms = goal_ms if ask_at_most_ms is None else min(goal_ms, ask_at_most_ms)
+    ceiling_ms = math.inf if ask_at_most_ms is None else ask_at_most_ms  # below what is known to be too slow
+    asked_ms = min(goal_ms, ceiling_ms)
     rounds: list[DeliveryRound] = []
-    measured: dict[str, float] = {}
+    fitting: dict[str, Architecture] = {}
     while len(rounds) < max_rounds:
         try:
             architecture = solve(asked_ms)
         except BudgetUnreachable as reason:  # of what was asked of the table; say it of the budget
+            if fitting:
+                break
             raise BudgetUnreachable(budget_ms, reason.smallest_ms * budget_ms / asked_ms) from None
         key, predicted_ms = architecture.digest, predict_ms(architecture)
-        if measure_ms is None:
-            only = DeliveryRound(asked_ms=asked_ms, digest=key, predicted_ms=predicted_ms, measured_ms=None)
-            return Delivery(budget_ms=budget_ms, architecture=architecture, rounds=(only,))
-        if key not in measured:
-            measured[key] = measure_ms(architecture)
-        rounds.append(
-            DeliveryRound(asked_ms=asked_ms, digest=key, predicted_ms=predicted_ms, measured_ms=measured[key])
-        )
-        if measured[key] <= goal_ms:
+        known = next((round_ for round_ in rounds if round_.digest == key), None)
+        if known is not None and fitting:
+            break  # there is no net between one that fits and one that does not
+        measured_ms = None
+        if measure_ms is not None:
+            measured_ms = measure_ms(architecture) if known is None else known.measured_ms
+        rounds.append(DeliveryRound(asked_ms=asked_ms, digest=key, predicted_ms=predicted_ms, measured_ms=measured_ms))
+        if measured_ms is None:
             return Delivery(budget_ms=budget_ms, architecture=architecture, rounds=tuple(rounds))
-        # The corrected table says predicted * ratio; ask for less than this net in any case.
-        asked_ms = min(goal_ms * predicted_ms / measured[key], predicted_ms * (1 - 1e-9))
-    raise BudgetMissed(budget_ms, min(measured.values()), rounds=len(rounds))
+        corrected_ms = goal_ms * predicted_ms / measured_ms
+        if measured_ms > goal_ms:  # ask for less than this net in any case
+            ceiling_ms = min(ceiling_ms, predicted_ms * (1 - 1e-9))
+        else:
+            fitting[key] = architecture
+            if measured_ms >= (1.0 - slack) * goal_ms:
+                break
+        asked_ms = min(corrected_ms, ceiling_ms)
+    if not fitting:
+        raise BudgetMissed(budget_ms, min(round_.measured_ms or math.inf for round_ in rounds), rounds=len(rounds))
+    slowest = max((round_ for round_ in rounds if round_.digest in fitting), key=lambda round_: round_.measured_ms or 0)
+    return Delivery(budget_ms=budget_ms, architecture=fitting[slowest.digest], rounds=tuple(rounds))

@@ -123,7 +123,7 @@ def test_the_found_architectures_lie_on_a_trajectory_that_replays_digest_for_dig
     space_digest = load(Importance, finished / "importance.json").space_digest
     for model in found(finished).models:
         path = finished / "architectures" / model.job.method / f"architecture-{model.job.budget_ms:g}ms.yaml"
-        assert Architecture.load(path).digest == model.digest == model.rounds[-1].digest
+        assert Architecture.load(path).digest == model.digest in [round_.digest for round_ in model.rounds]
         if model.job.method == "search":
             assert model.digest in steps
     assert len(trajectory.steps) > 3

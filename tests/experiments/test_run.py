@@ -14,10 +14,12 @@ from experiments import exporting
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.experiment import load_experiment
+from experiments.models import Job
 from experiments.pipeline import run_stage
 from experiments.run import Run, chosen_device
 from experiments.solving import Solver
 from experiments.stages import stage_named
+from search.latency_table import Correction
 from search.table_building import build_table
 from supernet.onnx_export import onnx_parity
 from train import streaming
@@ -52,6 +54,19 @@ def test_the_scorer_of_a_run_has_the_images_that_its_config_says(
     assert sum(len(labels) for _, labels in scorer.refit) == refit
     assert sum(len(labels) for _, labels in scorer.images) == (score or len(run.data.score))
     assert len(scorer.refit[0][1]) == batch
+
+
+def test_a_net_that_leaves_room_is_given_up_for_a_slower_one(copied: Path) -> None:
+    measured = {}
+    for slack in (1.0, 0.03):
+        run = run_of(copied, f"search.slack={slack}")
+        budget_ms = 0.8 * run.table.latency_ms(run.space.largest)
+        there = run.table.correction
+        run.table = run.table.corrected(Correction(scale=1.3 * there.scale, scales=there.scales))  # all is too slow
+        delivery = Solver(run).deliver(Job(method="random", budget_ms=budget_ms))
+        measured[slack] = delivery.measured_ms
+        assert delivery.measured_ms <= 0.98 * budget_ms
+    assert measured[1.0] < 0.9 * measured[0.03]
 
 
 def test_parity_is_checked_on_so_many_images(

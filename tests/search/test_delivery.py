@@ -85,6 +85,42 @@ def test_the_measured_ratio_is_corrected_in_one_step_where_the_bias_is_a_factor(
     assert second.asked_ms == pytest.approx(first.asked_ms / 1.25)
 
 
+@pytest.mark.parametrize("bias", [0.5, 0.75, 0.9, 1.1, 1.3])
+@pytest.mark.parametrize("constant_ms", [0.0, 0.3])
+def test_with_little_slack_no_slower_net_would_have_fitted(
+    run: Callable[..., Delivery], scaled: list[Architecture], table: Any, bias: float, constant_ms: float
+) -> None:
+    delivery = run(bias=bias, constant_ms=constant_ms, slack=0.001, max_rounds=20)
+    latencies = [bias * table.latency_ms(architecture) + constant_ms for architecture in scaled]
+    assert delivery.measured_ms == max(ms for ms in latencies if ms <= 0.98 * BUDGET_MS)
+    assert delivery.delivered.digest == delivery.architecture.digest
+
+
+def test_a_net_that_leaves_room_is_kept_where_the_slack_allows_it(run: Callable[..., Delivery]) -> None:
+    assert len(run(bias=0.8, slack=0.3).rounds) == 1
+    assert len(run(bias=0.8, slack=0.03).rounds) > 1
+
+
+def test_a_slower_net_that_does_not_fit_is_not_delivered(run: Callable[..., Delivery], space: SearchSpace) -> None:
+    small, large = space.scaled(0.3), space.scaled(1.0)
+    sizes = {small.digest: 4.0, large.digest: 7.0}
+    delivery = run(
+        solve=lambda asked_ms: large if asked_ms > 5.1 else small,
+        predict_ms=lambda net: sizes[net.digest],
+        measure_ms=lambda net: sizes[net.digest] * 0.9,
+        slack=0.03,
+    )
+    assert delivery.architecture == small
+    assert [round_.measured_ms for round_ in delivery.rounds] == [pytest.approx(3.6), pytest.approx(6.3)]
+
+
+def test_without_a_measurement_the_prediction_decides(run: Callable[..., Delivery], table: Any) -> None:
+    delivery = run(measure_ms=None)
+    (only,) = delivery.rounds
+    assert only.measured_ms is delivery.measured_ms is None
+    assert only.predicted_ms == table.latency_ms(delivery.architecture) <= 0.98 * BUDGET_MS
+
+
 @pytest.mark.parametrize(("margin", "goal_ms"), [(0.0, 5.0), (0.1, 4.5)])
 def test_the_margin_is_taken_off_the_budget(run: Callable[..., Delivery], margin: float, goal_ms: float) -> None:
     delivery = run(margin=margin)
