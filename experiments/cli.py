@@ -226,9 +226,14 @@ def audit_command(
     nets: Annotated[int, typer.Option("--nets", min=2, help="Random whole nets that the table has not seen.")] = 200,
     rounds: Annotated[int, typer.Option("--rounds", min=2, help="Visits of each net, in random order.")] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Draws other nets.")] = 0,
+    budgets: Annotated[
+        int | None, typer.Option("--budgets", min=2, help="Instead, deliver nets for so many budgets, measured afresh.")
+    ] = None,
+    override: SetOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Say how wrong a run's latency table is, beside MACs, parameters and parts timed alone."""
+    from experiments import budgets as delivering
     from experiments.auditing import audit_run, rows_of, save_audit
     from experiments.console import Screen
     from experiments.plugins import import_plugins
@@ -236,13 +241,24 @@ def audit_command(
     from supernet import UserError
 
     import_plugins(plugin or [])
-    described, folder = _opened(run, None, ())
+    described, folder = _opened(run, None, tuple(override or ()))
     if "table" not in (folder.manifest.stages if folder.exists else {}):
         raise UserError(f"{run}: has no latency table yet; slimformer table {run} measures one")
     if described.table.bundle is not None:
         raise UserError(f"{run}: its table is of another device, so nothing can be measured against it here")
     folder.check_artifacts("table")
     opened = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
+    if budgets is not None:
+        delivered = delivering.audit_budgets(opened, budgets=budgets, rounds=rounds, seed=seed)
+        title = f"Nets delivered for {budgets} budgets, {delivered.runtime} {delivered.version}"
+        columns = ["budget ms", "predicted", "measured", "at table's speed", "slack %", "slack % then", "rounds"]
+        opened.screen.table(title, columns, delivering.rows_of(delivered))
+        opened.screen.line(
+            f"{delivered.within_budget} of {budgets} within their budgets as measured,"
+            f" {delivered.within_budget_at_tables_speed} at the table's speed (a net takes {delivered.speed:.2f} times"
+            f" what it took then). Written: {delivering.save_delivery(delivered, folder.path)}"
+        )
+        return
     record = audit_run(opened, nets=nets, rounds=rounds, seed=seed)
     header = ["prediction", "error %", "within 3 %", "5 %", "10 %", "bias %", "worst %", "tau"]
     opened.screen.table(

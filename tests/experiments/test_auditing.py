@@ -50,6 +50,29 @@ def test_a_machine_twice_as_slow_changes_no_error(copied: Path, slimformer: Slim
     assert record["mean_absolute_error_percent"] < 0.5
 
 
+@pytest.mark.parametrize("slowdown", [1.0, 2.0])
+def test_nets_delivered_for_budgets_over_the_range_keep_them(
+    copied: Path, slimformer: Slimformer, device: Any, slowdown: float
+) -> None:
+    device.slowdown = slowdown
+    outcome = slimformer("audit", copied, "--budgets", "7", "--rounds", "2", "--set", "search.slack=0.2")
+    assert outcome.code == 0, outcome.err
+    record = json.loads((copied / "delivery-virtual-fp32-t1.json").read_text())
+    nets = record["nets"]
+    assert record["budgets"] == len(nets) == 7
+    assert record["within_budget_at_tables_speed"] == 7
+    assert record["within_budget"] == (7 if slowdown == 1 else 0)
+    assert record["speed"] == pytest.approx(slowdown, rel=1e-3)
+    for net in nets:
+        assert net["at_tables_speed_ms"] <= (1 - record["margin"]) * net["budget_ms"]
+        assert net["measured_ms"] == pytest.approx(slowdown * net["at_tables_speed_ms"], rel=1e-3)
+        assert net["at_tables_speed_ms"] == pytest.approx(net["found_ms"], rel=1e-3)
+    budgets = [net["budget_ms"] for net in nets]
+    assert budgets == sorted(budgets)
+    assert budgets[-1] > 2 * budgets[0]
+    assert "7 at the table's speed" in " ".join(outcome.out.split())
+
+
 def test_a_run_without_a_table_is_refused(tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer) -> None:
     out = tmp_path / "run"
     assert slimformer("run", tiny(), "--until", "supernet", "--out", out).code == 0

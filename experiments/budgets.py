@@ -1,0 +1,160 @@
+"""`slimformer audit --budgets`: whether nets delivered for budgets over the whole range keep them, measured afresh."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from experiments.artifacts import Environment
+from experiments.console import counted
+from experiments.run import REFERENCES, Run
+from search.baselines import random_architecture
+from search.delivery import Delivery, deliver
+from search.latency_audit import measure_models
+from supernet import Architecture
+from supernet.schema import Record, save
+from train.randomness import generator_for
+
+LOWEST, HIGHEST = 0.05, 0.95  # of the way from the smallest net's latency to the largest's
+
+
+class DeliveredNet(Record):
+    """One budget and the net delivered for it, measured afresh: as it is, and at the speed of the table's day."""
+
+    budget_ms: float
+    predicted_ms: float
+    found_ms: float
+    measured_ms: float
+    measured_p10_ms: float
+    measured_p90_ms: float
+    at_tables_speed_ms: float
+    rounds: int
+    architecture: Architecture
+
+
+class DeliveryRecord(Record):
+    """Budgets spread over the range of a space, and how the nets that were delivered for them measure.
+
+    Each budget begins with another random architecture, which the delivery loop measures and corrects; `found_ms` is
+    its last word. `slack_percent` is how far a fresh measurement is below the budget (negative: above), the mean of
+    those as they are; `at_tables_speed` is the same with the machine's change of speed since then divided out.
+    """
+
+    schema_version: Literal[1] = 1
+    runtime: str
+    version: str
+    precision: str
+    threads: int
+    batch_size: int
+    margin: float
+    slack: float
+    budgets: int
+    within_budget: int
+    within_budget_at_tables_speed: int
+    slack_percent: float
+    slack_percent_at_tables_speed: float
+    speed: float
+    environment: Environment
+    nets: tuple[DeliveredNet, ...]
+
+
+def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> DeliveryRecord:
+    """Deliver a random net for each of so many budgets, then measure all of them again, in the same rounds."""
+    table, search = run.table, run.experiment.search
+    smallest_ms, largest_ms = table.latency_ms(run.space.smallest), table.latency_ms(run.space.largest)
+    found: list[Delivery] = []
+    for number, share in enumerate(np.linspace(LOWEST, HIGHEST, budgets), start=1):
+        budget_ms = float(f"{smallest_ms + share * (largest_ms - smallest_ms):.4g}")
+
+        def solve(asked_ms: float, number: int = number) -> Architecture:
+            generator = generator_for(seed, "delivery", str(number))
+            return random_architecture(
+                run.space, table=table, budget_ms=asked_ms, generator=generator, tolerance=search.slack
+            )
+
+        def measure_ms(net: Architecture, budget_ms: float = budget_ms) -> float:
+            return run.measure_at_tables_speed(net, what=f"delivering for {budget_ms:g} ms")
+
+        found.append(
+            deliver(
+                budget_ms=budget_ms,
+                margin=search.margin,
+                slack=search.slack,
+                solve=solve,
+                predict_ms=table.latency_ms,
+                measure_ms=measure_ms,
+            )
+        )
+    references = run.audit.references(REFERENCES)
+    with run.screen.bar("measuring delivered nets afresh") as advance:
+        timings = measure_models(
+            [*references, *dict.fromkeys(delivery.architecture for delivery in found)],
+            run.runtime,
+            batch_size=run.experiment.table.batch_size,
+            rounds=rounds,
+            warmup=5,
+            generator=generator_for(seed, "delivered afresh"),
+            progress=counted(advance),
+        )
+    speed = statistics.median(timings[net].median_ms / then_ms for net, then_ms in references.items())
+    nets = []
+    for delivery in found:
+        timing, last = timings[delivery.architecture], delivery.delivered
+        nets.append(
+            DeliveredNet(
+                budget_ms=delivery.budget_ms,
+                predicted_ms=last.predicted_ms,
+                found_ms=last.measured_ms or last.predicted_ms,
+                measured_ms=timing.median_ms,
+                measured_p10_ms=timing.p10_ms,
+                measured_p90_ms=timing.p90_ms,
+                at_tables_speed_ms=timing.median_ms / speed,
+                rounds=len(delivery.rounds),
+                architecture=delivery.architecture,
+            )
+        )
+    as_is = [100 * (1 - net.measured_ms / net.budget_ms) for net in nets]
+    then = [100 * (1 - net.at_tables_speed_ms / net.budget_ms) for net in nets]
+    return DeliveryRecord(
+        runtime=run.runtime.name,
+        version=run.runtime.version,
+        precision=run.runtime.precision,
+        threads=run.runtime.threads,
+        batch_size=run.experiment.table.batch_size,
+        margin=search.margin,
+        slack=search.slack,
+        budgets=budgets,
+        within_budget=sum(percent >= 0 for percent in as_is),
+        within_budget_at_tables_speed=sum(percent >= 0 for percent in then),
+        slack_percent=float(np.mean(as_is)),
+        slack_percent_at_tables_speed=float(np.mean(then)),
+        speed=speed,
+        environment=run.environment,
+        nets=tuple(nets),
+    )
+
+
+def rows_of(record: DeliveryRecord) -> list[list[str]]:
+    """Rows for a table: budget, predicted, measured as it is and at the table's speed, slack of both in %, rounds."""
+    return [
+        [
+            f"{net.budget_ms:g}",
+            f"{net.predicted_ms:.4g}",
+            f"{net.measured_ms:.4g}",
+            f"{net.at_tables_speed_ms:.4g}",
+            f"{100 * (1 - net.measured_ms / net.budget_ms):.1f}",
+            f"{100 * (1 - net.at_tables_speed_ms / net.budget_ms):.1f}",
+            str(net.rounds),
+        ]
+        for net in record.nets
+    ]
+
+
+def save_delivery(record: DeliveryRecord, folder: Path) -> Path:
+    """Write the record under its condition's name, beside others of the same run."""
+    path = folder / f"delivery-{record.runtime}-{record.precision}-t{record.threads}.json"
+    save(record, path)
+    return path
