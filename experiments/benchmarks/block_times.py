@@ -1,0 +1,195 @@
+"""Benchmark: where the milliseconds of published models go, block by block, on several runtimes.
+
+    python -m experiments.benchmarks.block_times
+
+A model is cut after its stem, after every downsampling and block, and not at all; a part takes what the net with it
+takes more than the net without it, so runtimes fuse and lay out each as they do in the model. All nets of a runtime are
+measured in the same rounds, and whole models with them, for the ranking. The record's figure: `docs/block-times.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from analysis.block_times_plot import block_times_figure
+from analysis.figure_style import save_figure
+from experiments.artifacts import Environment, environment
+from experiments.console import Screen, counted
+from search.latency_audit import fresh_model
+from search.measure import Net, Timing, machine, measure
+from search.runtimes import Runtime, runtime, runtime_names
+from search.skeletons import Skeleton, build_skeleton
+from supernet import Architecture, list_models, published_architecture
+from supernet.block_types import Identity, MetaFormerBlock
+from supernet.schema import Record, load, save
+from train.randomness import generator_for
+
+ROOM = Path(__file__).parent.parent
+FIGURE = ROOM.parent / "docs" / "block-times.svg"
+MODELS = ("efficientformer_l1", "efficientformerv2_s0", "caformer_s18")
+RANKED = ("convformer_s18", "efficientformerv2_s1", "poolformer_s12", "poolformerv2_s12")  # whole, beside those
+RUNTIMES = ("onnxruntime", "openvino", "eager")
+WARMUP = 3
+Part = Literal["stem", "downsampling", "block", "head"]
+
+
+class PartTime(Record):
+    """A part of a model in the order they run: its stage (0 for the stem, the last for the head), its type, its ms."""
+
+    part: Part
+    stage: int
+    type: str
+    ms: float
+
+
+class ModelTimes(Record):
+    """A model on one runtime: the parts, which add up to the median of the whole model."""
+
+    model: str
+    runtime: str
+    whole_ms: float
+    parts: tuple[PartTime, ...]
+
+
+class WholeTime(Record):
+    """A whole model on one runtime, median ms."""
+
+    model: str
+    runtime: str
+    ms: float
+
+
+class BlockTimesRecord(Record):
+    """All times and the condition that they hold under: fp32, batch 1, one thread."""
+
+    schema_version: Literal[1] = 1
+    date: str
+    versions: dict[str, str]
+    rounds: int
+    environment: Environment
+    models: tuple[ModelTimes, ...]
+    ranking: tuple[WholeTime, ...]
+
+
+def cuts(architecture: Architecture) -> Iterator[tuple[Part, int, str, Skeleton | Architecture]]:
+    """Each part with its stage and type, and the net that ends with it; the last is the whole model."""
+    stages = architecture.stages
+
+    def cut(number: int, blocks: int) -> Skeleton:
+        """The net up to so many blocks of this stage."""
+        last = stages[number - 1].model_copy(update={"blocks": stages[number - 1].blocks[:blocks]})
+        return Skeleton(
+            in_channels=architecture.in_channels,
+            grid=architecture.resolution_px,
+            stem=architecture.stem,
+            stages=(*stages[: number - 1], last),
+            head=None,
+        )
+
+    yield "stem", 0, "stem", cut(1, 0)
+    for number, stage in enumerate(stages, start=1):
+        if stage.downsampling is not None and number > 1:
+            yield "downsampling", number, "downsampling", cut(number, 0)
+        for count, block in enumerate(stage.blocks, start=1):
+            if not isinstance(block, Identity):
+                name = block.mixer.type if isinstance(block, MetaFormerBlock) else block.type
+                yield "block", number, name, cut(number, count)
+    yield "head", len(stages), "head", architecture
+
+
+def module_of(net: Skeleton | Architecture) -> nn.Module:
+    """A cut as a net, in eval mode."""
+    return build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
+
+
+def times_on(
+    device: Runtime, models: Sequence[str], ranked: Sequence[str], *, rounds: int, screen: Screen
+) -> tuple[list[ModelTimes], list[WholeTime]]:
+    """Measure the cuts of some models and other models as a whole, in the same rounds."""
+    built: dict[tuple[str, int], Net] = {}
+    parts = {model: list(cuts(published_architecture(model))) for model in models}
+    parts |= {model: [("head", 0, "head", published_architecture(model))] for model in ranked}
+    with screen.bar(f"building on {device.name}") as advance:
+        total = sum(len(found) for found in parts.values())
+        for model, found in parts.items():
+            for number, (*_, net) in enumerate(found):
+                shape = published_architecture(model).input_shape
+                built[model, number] = device.build(module_of(net), (1, *shape))
+                advance(len(built), total, {})
+    with screen.bar(f"measuring on {device.name}") as advance:
+        timings: dict[tuple[str, int], Timing] = measure(
+            built,
+            rounds=rounds,
+            warmup=WARMUP,
+            generator=generator_for(0, "block times", device.name),
+            progress=counted(advance),
+        )
+    of_models = []
+    for model in models:
+        before_ms, told = 0.0, []
+        for number, (part, stage, name, _) in enumerate(parts[model]):
+            ms = timings[model, number].median_ms
+            told.append(PartTime(part=part, stage=stage, type=name, ms=round(ms - before_ms, 5)))
+            before_ms = ms
+        of_models.append(ModelTimes(model=model, runtime=device.name, whole_ms=round(before_ms, 5), parts=tuple(told)))
+    whole = [
+        WholeTime(model=model, runtime=device.name, ms=round(timings[model, len(parts[model]) - 1].median_ms, 5))
+        for model in parts
+    ]
+    return of_models, whole
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.block_times", description=_SUMMARY)
+    parser.add_argument("--models", nargs="+", choices=list_models(), default=list(MODELS), metavar="MODEL")
+    parser.add_argument("--ranked", nargs="*", choices=list_models(), default=list(RANKED), metavar="MODEL")
+    parser.add_argument("--runtimes", nargs="+", choices=runtime_names(), default=list(RUNTIMES))
+    parser.add_argument("--rounds", type=int, default=20, help="visits of every net (default: 20)")
+    parser.add_argument("--out", type=Path, help="default: experiments/records/, named after the machine")
+    parser.add_argument("--figure", type=Path, default=FIGURE, help="default: docs/block-times.svg")
+    return parser.parse_args(words)
+
+
+_SUMMARY = "Where the milliseconds of published models go, block by block, on several runtimes."
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, print, write the record and draw it."""
+    arguments = _arguments(words)
+    screen = Screen()
+    devices = [runtime(name, threads=1) for name in arguments.runtimes]
+    ranked = [name for name in arguments.ranked if name not in arguments.models]
+    models: list[ModelTimes] = []
+    ranking: list[WholeTime] = []
+    for device in devices:
+        found, whole = times_on(device, arguments.models, ranked, rounds=arguments.rounds, screen=screen)
+        models += found
+        ranking += whole
+    command = shlex.join(["python", "-m", "experiments.benchmarks.block_times", *(words or sys.argv[1:])])
+    record = BlockTimesRecord(
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        versions={device.name: device.version for device in devices},
+        rounds=arguments.rounds,
+        environment=environment(threads=1, command=command),
+        models=tuple(models),
+        ranking=tuple(ranking),
+    )
+    path = arguments.out or ROOM / "records" / f"block-times-{machine().slug}-fp32-t1.json"
+    save(record, path)
+    names = list(dict.fromkeys(time.model for time in ranking))
+    rows = [[name, *(f"{time.ms:.2f}" for time in ranking if time.model == name)] for name in names]
+    screen.table("Whole models, median ms", ["model", *arguments.runtimes], rows)
+    save_figure(block_times_figure(load(BlockTimesRecord, path).model_dump(mode="json")), arguments.figure)
+    screen.line(f"Written: {path}, {arguments.figure}")
+
+
+if __name__ == "__main__":
+    main()
