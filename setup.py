@@ -38,7 +38,8 @@ setup(
         "einops>=0.8",
         "numpy>=1.26",
         "scipy>=1.13",
-        "optuna>=4.0",
+        "optuna>=5.0",  # whose trials have constraints
+        "sqlalchemy>=2.0",  # what optuna stores with: its errors are caught
         "pydantic>=2.11",
         "pyyaml>=6.0.1",
         "typing_extensions>=4.9",  # assert_never, on Python 3.10

@@ -40,8 +40,15 @@ PALETTE: dict[str, tuple[str, str]] = {
     "purple": ("#cc79a7", "#d98fb8"),
     "yellow": ("#f0e442", "#d9ce3c"),
 }
-_METHODS = {"search": ("blue", "o"), "exact": ("green", "^"), "uniform": ("vermillion", "s"), "random": ("grey", "D")}
-_OTHER_METHODS = (("purple", "v"), ("orange", "P"), ("sky", "X"))
+_METHODS = {
+    "search": ("blue", "o"),
+    "exact": ("green", "^"),
+    "evolution": ("purple", "v"),
+    "random_search": ("orange", "P"),
+    "uniform": ("vermillion", "s"),
+    "random": ("grey", "D"),
+}
+_OTHER_METHODS = (("sky", "X"), ("yellow", "h"), ("ink", "*"))
 _BLOCKS = {"identity": "paper", "mb4d": "sky", "mb3d": "orange", "separable_conv": "green", "conv": "purple"}
 _OTHER_BLOCKS = ("yellow", "blue", "vermillion")
 _ACTIONS = {"skip_path": "ink", "drop_first_3d": "orange", "narrow_stage": "purple"}

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from analysis.files import ActionRecord, ModelRecord
 
-_METHOD_NAMES = {"search": "search", "exact": "exact solver", "uniform": "uniform scaling", "random": "random"}
+_METHOD_NAMES = {
+    "search": "search",
+    "exact": "exact solver",
+    "evolution": "evolution",
+    "random_search": "random search",
+    "uniform": "uniform scaling",
+    "random": "random",
+}
 _BLOCK_NAMES = {
     "mb4d": "MB4D",
     "mb3d": "MB3D",

@@ -14,7 +14,7 @@ from train.data import DataConfig
 from train.retraining import RetrainConfig
 from train.supernet_training import SupernetConfig
 
-Method = Literal["search", "exact", "uniform", "random"]
+Method = Literal["search", "exact", "evolution", "random_search", "uniform", "random"]
 Positive = Annotated[int, Field(gt=0)]
 Milliseconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -54,15 +54,29 @@ class TableConfig(Record):
     bundle: str | None = None
 
 
+class EvolutionConfig(Record):
+    """Evolution through Optuna, and random search at equal cost: each scores `trials` architectures in all.
+
+    `population` is the size of a generation. `storage` is the URL of a database that several machines share, each with
+    a run of its own (null: a file in the run folder).
+    """
+
+    trials: Positive = 200
+    population: Annotated[int, Field(ge=2)] = 20
+    sampler: Literal["nsga2", "nsga3", "tpe"] = "nsga2"
+    storage: str | None = None
+
+
 class SearchConfig(Record):
     """What is asked of the search.
 
     Budgets are given in milliseconds, or as shares of the largest architecture's predicted latency, for an experiment
     that should run on any device. `methods` are all delivered at every budget: the published slimming ("search"), the
-    integer program over choices that are scored one by one ("exact"), and the baselines. A net must measure `margin`
-    below its budget before it is retrained; one that measures more than `slack` of that below it is given up for a
-    slower one, if the method has any. Scores re-fit batch-norm statistics on `refit_images` training images, in
-    equal batches of at most `evaluate.batch_size`, and count `score_images` of the held-out part (null: all of it).
+    integer program over choices that are scored one by one ("exact"), evolution, the best-scored of many random
+    architectures ("random_search"), uniform scaling and one random architecture. A net must measure `margin` below its
+    budget before it is retrained; one that measures more than `slack` of that below it is given up for a slower one, if
+    the method has any. Scores re-fit batch-norm statistics on `refit_images` training images, in equal batches of at
+    most `evaluate.batch_size`, and count `score_images` of the held-out part (null: all of it).
     """
 
     budgets_ms: tuple[Milliseconds, ...] | None = None
@@ -72,6 +86,7 @@ class SearchConfig(Record):
     slack: Annotated[float, Field(gt=0, le=1)] = 0.03
     refit_images: Positive = 1024
     score_images: Positive | None = None
+    evolution: EvolutionConfig = EvolutionConfig()
 
     @model_validator(mode="after")
     def _one_kind_of_budget(self) -> SearchConfig:

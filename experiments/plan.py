@@ -190,6 +190,7 @@ def most_scores(space: SearchSpace, search: SearchConfig) -> int:
     if "exact" in search.methods:
         choices = widths + sum(stage.depth * len(stage.candidates) for stage in space.stages)
         scores += choices + budgets * ROUNDS * (1 + NEIGHBOURS)
+    scores += sum(method in search.methods for method in ("evolution", "random_search")) * search.evolution.trials
     return scores
 
 

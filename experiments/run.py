@@ -75,6 +75,15 @@ class Run:
         load_weights(supernet, weights_path(self.supernet_directory))
         return supernet.to(self.device)
 
+    @cached_property
+    def budgets_ms(self) -> tuple[float, ...]:
+        """The budgets of the search, ascending: as given, or as shares of the largest architecture's prediction."""
+        search = self.experiment.search
+        if search.budgets_ms is not None:
+            return tuple(sorted(set(search.budgets_ms)))
+        largest_ms = self.table.latency_ms(self.space.largest)
+        return tuple(sorted({float(f"{share * largest_ms:.3g}") for share in search.budgets_of_largest or ()}))
+
     @property
     def elsewhere(self) -> bool:
         """Whether latency is that of another device, from a bundle that was measured there."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from experiments.artifacts import digest_of
+from experiments.console import counted
 from experiments.models import Job
 from experiments.run import Run
 from experiments.scoring import Scorer
@@ -21,6 +24,11 @@ from supernet import Architecture
 from supernet.schema import load
 from train.randomness import generator_for
 
+if TYPE_CHECKING:
+    from search.evolution import Scored  # which loads Optuna: half a second that other methods do not need
+
+EVOLUTION = "evolution.db"
+
 
 class Solver:
     """Solves for budgets with every method, and closes the loop by measuring whole nets."""
@@ -29,6 +37,7 @@ class Solver:
         self.run = run
         self.trajectory: Trajectory | None = None
         self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
+        self.drawn: dict[Job, list[Scored]] = {}  # what random search has scored
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -99,6 +108,49 @@ class Solver:
         limit = Limit("ms", of=table.part_ms, at_most=asked_ms, constant=table.correction.constant_ms)
         return refined(space, self.contributions, score=self.scorer, limits=[limit], scored=self.scored)
 
+    @cached_property
+    def evolved(self) -> list[Scored]:
+        """What evolution has scored, for all budgets at once; a study in the run folder, or in a shared database."""
+        from search.evolution import evolve
+
+        run, config = self.run, self.run.experiment.search.evolution
+        came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
+        with run.screen.bar("evolution") as advance:
+            return evolve(
+                run.space,
+                table=run.table,
+                score=self.scorer,
+                most_ms=max(run.budgets_ms),
+                trials=config.trials,
+                seed=run.experiment.seeds.search,
+                population=config.population,
+                sampler=config.sampler,
+                storage=config.storage or f"sqlite:///{run.path.resolve() / EVOLUTION}",
+                study_name=f"{run.experiment.name}-{digest_of(came_from)[:16]}",
+                alone=config.storage is None,
+                progress=counted(advance),
+            )
+
+    def random_searched(self, job: Job, asked_ms: float) -> Architecture:
+        """The best-scored of random architectures, as many for all budgets as evolution scores."""
+        from search.evolution import best_within, random_search
+
+        run, pool = self.run, self.drawn.setdefault(job, [])
+        if not any(found.latency_ms <= asked_ms for found in pool):
+            with run.screen.bar(f"random search for {job.budget_ms:g} ms") as advance:
+                pool += random_search(
+                    run.space,
+                    table=run.table,
+                    score=self.scorer,
+                    budget_ms=asked_ms,
+                    trials=max(1, run.experiment.search.evolution.trials // len(run.budgets_ms)),
+                    generator=generator_for(
+                        run.experiment.seeds.search, "random search", f"{job.budget_ms:g}", f"{asked_ms:.6g}"
+                    ),
+                    progress=counted(advance),
+                )
+        return best_within(pool, asked_ms)
+
     def method(self, job: Job) -> Callable[[float], Architecture]:
         """`solve(asked_ms) -> Architecture` for a job's method."""
         match job.method:
@@ -106,6 +158,10 @@ class Solver:
                 return self.slimmed
             case "exact":
                 return self.exact
+            case "evolution":
+                return self._evolved_within
+            case "random_search":
+                return lambda asked_ms: self.random_searched(job, asked_ms)
             case "uniform":
                 return lambda asked_ms: uniform_scaling(self.run.space, table=self.run.table, budget_ms=asked_ms)
             case "random":
@@ -116,6 +172,11 @@ class Solver:
                     budget_ms=asked_ms,
                     generator=generator_for(seed, "random architecture", f"{job.budget_ms:g}"),
                 )
+
+    def _evolved_within(self, asked_ms: float) -> Architecture:
+        from search.evolution import best_within
+
+        return best_within(self.evolved, asked_ms)
 
     def deliver(self, job: Job, *, ask_at_most_ms: float | None = None) -> Delivery:
         """An architecture whose whole net measures within the job's budget. Raises `BudgetUnreachable`.

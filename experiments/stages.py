@@ -28,7 +28,7 @@ from experiments.models import (
 from experiments.retraining import found_architecture, retrain_found, trained_files
 from experiments.run import AUDIT, Run
 from experiments.scoring import Scorer, discretization_gap
-from experiments.solving import Solver, architecture_path
+from experiments.solving import EVOLUTION, Solver, architecture_path
 from experiments.workers import retrain_at_once
 from search.importance import importance_of
 from search.latency_audit import audit
@@ -160,10 +160,7 @@ def search_stage(run: Run) -> list[Path]:
     """Find, for every method and budget, an architecture whose whole net measures within the budget."""
     search, table = run.experiment.search, run.table
     largest_ms, smallest_ms = table.latency_ms(run.space.largest), table.latency_ms(run.space.smallest)
-    budgets = search.budgets_ms or tuple(
-        float(f"{share * largest_ms:.3g}") for share in search.budgets_of_largest or ()
-    )
-    budgets = tuple(sorted(set(budgets)))
+    budgets = run.budgets_ms
     if budgets[0] * (1 - search.margin) < smallest_ms:
         raise BudgetUnreachable(budgets[0], smallest_ms / (1 - search.margin))
     solver = Solver(run)
@@ -355,7 +352,7 @@ def clear_working_files(stage: str, folder: Path) -> None:
     """Remove what an interrupted or finished earlier try of a stage left behind, to begin it anew."""
     leftovers = {
         "supernet": ["supernet", "scores.jsonl"],
-        "search": ["scores.jsonl", "architectures"],
+        "search": ["scores.jsonl", "architectures", EVOLUTION],
         "retrain": ["models", "again"],
         "export": ["delivered", "again", ON_DEVICE],
     }

@@ -160,6 +160,10 @@ FIELDS: dict[str, Shown | Ran] = {
     "search.budgets_ms": ran("search", FOUND, "search.budgets_of_largest=null", "search.budgets_ms=[0.15]"),
     "search.budgets_of_largest": ran("search", FOUND, "search.budgets_of_largest=[0.71]"),
     "search.methods": ran("search", FOUND, "search.methods=[search]"),
+    **{
+        f"search.evolution.{name}": in_a_run("test_evolution_searches_as_its_config_says")
+        for name in ("trials", "population", "sampler", "storage")
+    },
     "search.slack": in_a_run("test_a_net_that_leaves_room_is_given_up_for_a_slower_one"),
     "search.margin": ran("search", FOUND, "search.margin=0.2"),
     "search.refit_images": in_a_run("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),

@@ -17,7 +17,7 @@ from experiments.experiment import load_experiment
 from experiments.models import Job
 from experiments.pipeline import run_stage
 from experiments.run import Run, chosen_device
-from experiments.solving import Solver
+from experiments.solving import EVOLUTION, Solver
 from experiments.stages import stage_named
 from search.latency_table import Correction
 from search.table_building import build_table
@@ -67,6 +67,27 @@ def test_a_net_that_leaves_room_is_given_up_for_a_slower_one(copied: Path) -> No
         measured[slack] = delivery.measured_ms
         assert delivery.measured_ms <= 0.98 * budget_ms
     assert measured[1.0] < 0.9 * measured[0.03]
+
+
+def test_evolution_searches_as_its_config_says(copied: Path, tmp_path: Path) -> None:
+    def evolved(*overrides: str) -> list[tuple[str, float]]:
+        run = run_of(copied, *(f"search.evolution.{override}" for override in overrides))
+        for path in copied.glob(f"{EVOLUTION}*"):
+            path.unlink()
+        return [(found.architecture.digest, found.percent) for found in Solver(run).evolved]
+
+    first = evolved("trials=12", "population=6")
+    assert len(first) == 12
+    assert (copied / EVOLUTION).is_file()
+    assert evolved("trials=9", "population=6") == first[:9]
+    assert evolved("trials=12", "population=3") != first
+    other = evolved("trials=12", "population=6", "sampler=tpe")
+    assert other[:6] == first[:6]
+    assert other != first
+    shared = tmp_path / "shared.db"
+    assert evolved("trials=12", "population=6", f"storage=sqlite:///{shared}") == first
+    assert shared.is_file()
+    assert not (copied / EVOLUTION).exists()
 
 
 def test_parity_is_checked_on_so_many_images(

@@ -72,7 +72,7 @@ def test_random_baselines_of_two_budgets_are_drawn_apart(run: Run) -> None:
     assert max(len(digests) for digests in drawn) > 1
 
 
-@pytest.mark.parametrize("method", ["search", "exact", "uniform"])
+@pytest.mark.parametrize("method", ["search", "exact", "evolution", "random_search", "uniform"])
 @pytest.mark.parametrize("scale", [1.0, 0.95, 0.77])
 def test_a_delivered_net_measures_within_its_budget_whatever_the_table_says(
     run: Run, scale: float, method: Any
