@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from experiments.console import counted
-from experiments.models import Job, trained_model
+from experiments.models import Job, measured_file
 from experiments.run import Run
 from search.bundle import PLAN, RESULTS, SCRIPT, ShapedNet, read_bundle, write_bundle
 from search.latency_audit import fresh_model
@@ -44,7 +44,7 @@ def read_table_bundle(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing
     directory, config = Path(run.experiment.table.bundle or ""), run.experiment.table
     plan, condition, timings = read_bundle(directory)
     nets = _table_nets(run)
-    here = (config.runtime, config.precision or "fp32", config.threads, config.batch_size)
+    here = (config.runtime, run.precision, config.threads, config.batch_size)
     there = (plan.runtime, plan.precision, plan.threads, plan.batch_size)
     if there != here:
         raise UserError(
@@ -92,8 +92,7 @@ def measured_elsewhere(run: Run, jobs: list[Job]) -> dict[str, Timing]:
     for job in jobs:
         folder = run.path / "delivered" / job.name
         architecture = Architecture.load(folder / "architecture.yaml")
-        model = partial(trained_model, architecture, folder / "model.safetensors")
-        nets[job.name] = (model, architecture.input_shape)
+        nets[job.name] = ((folder / measured_file(run.precision)).read_bytes, architecture.input_shape)
     rounds = run.experiment.evaluate.latency_rounds
     _written(run, directory, nets, rounds=rounds, what="writing delivered models")
     _, condition, timings = read_bundle(directory)
@@ -117,7 +116,7 @@ def _written(run: Run, directory: Path, nets: Mapping[str, ShapedNet], *, rounds
             directory,
             nets,
             runtime=config.runtime,
-            precision=config.precision or "fp32",
+            precision=run.precision,
             threads=config.threads,
             batch_size=config.batch_size,
             rounds=rounds,

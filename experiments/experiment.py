@@ -98,10 +98,15 @@ class SearchConfig(Record):
 
 
 class EvaluateConfig(Record):
-    """How a finished model is checked: numeric parity of the export, latency of the whole net, test accuracy."""
+    """How a finished model is checked: numeric parity of the export, latency of the whole net, test accuracy.
+
+    Where latency counts in int8 (`table.precision`), the export is rounded with the ranges of activations on
+    `calibration_images` training images, and the test images are counted with that file.
+    """
 
     batch_size: Positive = 256
     parity_images: Positive = 16
+    calibration_images: Positive = 256
     latency_rounds: Positive = 100
 
 

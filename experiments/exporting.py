@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from experiments.bundles import measured_elsewhere
@@ -16,6 +17,7 @@ from experiments.models import (
     FoundModel,
     Job,
     found,
+    measured_file,
     trained_model,
 )
 from experiments.retraining import retrain_model
@@ -26,7 +28,8 @@ from search.runtimes import FileRuntime
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, UserError, cost
 from supernet.onnx_export import export_onnx, onnx_parity
-from supernet.schema import save
+from supernet.quantize import quantized_onnx
+from supernet.schema import save, write_atomically
 from train.checkpoint import save_weights
 from train.preprocessing import Preprocessing
 from train.randomness import generator_for
@@ -50,7 +53,8 @@ def export_models(run: Run) -> list[Path]:
     for model in models:
         result = _within_budget(run, solver, model, timings[model.job.name])
         results.append(result)
-        paths += [run.path / "delivered" / model.job.name / name for name in DELIVERED_FILES]
+        names = dict.fromkeys((*DELIVERED_FILES, measured_file(run.precision)))
+        paths += [run.path / "delivered" / model.job.name / name for name in names]
     table = run.table
     record = Exported(
         runtime=table.runtime.name,
@@ -79,6 +83,9 @@ def _export(run: Run, job: Job, trained: Path) -> None:
         in_channels=architecture.in_channels,
         resolution_px=architecture.resolution_px,
     )
+    if run.precision == "int8":
+        content = quantized_onnx((folder / "model.onnx").read_bytes(), _calibration(run))
+        write_atomically(folder / measured_file(run.precision), content)
     test = run.data.test
     preprocessing = Preprocessing(
         resolution_px=architecture.resolution_px,
@@ -91,6 +98,18 @@ def _export(run: Run, job: Job, trained: Path) -> None:
     save(preprocessing, folder / "preprocessing.json")
 
 
+def _calibration(run: Run) -> list[np.ndarray]:
+    """The first training images, as they are tested: not augmented."""
+    config, found = run.experiment.evaluate, list[np.ndarray]()
+    left = config.calibration_images
+    for images_BCHW, _ in evaluation_batches(run.data.train, min(config.batch_size, left)):
+        found.append(images_BCHW[:left].numpy())
+        left -= len(found[-1])
+        if left == 0:
+            break
+    return found
+
+
 def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
     """The latency of the delivered files themselves (or of their modules, on a runtime that reads no ONNX)."""
     if run.elsewhere:
@@ -101,7 +120,7 @@ def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
         architecture = Architecture.load(folder / "architecture.yaml")
         shape = (run.experiment.table.batch_size, *architecture.input_shape)
         if isinstance(run.runtime, FileRuntime):
-            nets[job.name] = run.runtime.load(folder / "model.onnx", shape)
+            nets[job.name] = run.runtime.load(folder / measured_file(run.precision), shape)
         else:
             nets[job.name] = run.runtime.build(trained_model(architecture, folder / "model.safetensors"), shape)
     with run.screen.bar("measuring delivered models") as advance:

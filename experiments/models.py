@@ -76,8 +76,13 @@ class ExportedModel(Record):
 DELIVERED_FILES = ("architecture.yaml", "model.safetensors", "model.onnx", "preprocessing.json")
 
 
+def measured_file(precision: str) -> str:
+    """Which of a delivered model's files is measured, and in int8 tested too."""
+    return "model-int8.onnx" if precision == "int8" else "model.onnx"
+
+
 class Exported(Record):
-    """What the export stage delivered: `delivered/NAME/` holds what `DELIVERED_FILES` names."""
+    """What the export stage delivered: `delivered/NAME/` holds `DELIVERED_FILES`, in int8 `model-int8.onnx` too."""
 
     schema_version: Literal[1] = 1
     runtime: str

@@ -89,6 +89,11 @@ class Run:
         """Whether latency is that of another device, from a bundle that was measured there."""
         return self.experiment.table.bundle is not None
 
+    @property
+    def precision(self) -> str:
+        """The number format in which latency counts."""
+        return (self.experiment.table.precision or "fp32") if self.elsewhere else self.runtime.precision
+
     @cached_property
     def audit_nets(self) -> list[Architecture]:
         """The random whole nets that audit the table."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from analysis.report import write_report
 from experiments.bundles import ON_DEVICE, bundle_files, read_table_bundle
@@ -24,6 +25,8 @@ from experiments.models import (
     UnreachableModel,
     exported,
     found,
+    measured_file,
+    trained_model,
 )
 from experiments.retraining import found_architecture, retrain_found, trained_files
 from experiments.run import AUDIT, Run
@@ -36,9 +39,9 @@ from search.latency_table import LatencyTable
 from search.measure import Timing
 from search.slimming import BudgetUnreachable
 from search.table_building import build_table
-from supernet import Architecture, MetaFormer, Supernet, cost
+from supernet import Architecture, Supernet, cost
+from supernet.onnx_export import OnnxModel
 from supernet.schema import UserError, save
-from train.checkpoint import load_weights
 from train.distillation import teacher_files
 from train.evaluation import accuracy
 from train.loop import checkpoint_path, metrics_path
@@ -226,9 +229,13 @@ def evaluate_stage(run: Run) -> list[Path]:
     with run.screen.bar("test images") as advance:
         for number, model in enumerate(delivered.models, start=1):
             folder = run.path / "delivered" / model.job.name
-            net = MetaFormer(Architecture.load(folder / "architecture.yaml"))
-            load_weights(net, folder / "model.safetensors")
-            net.to(run.device)
+            file = measured_file(delivered.precision)
+            net: nn.Module
+            if delivered.precision == "int8":  # what is delivered computes something else than its weights in fp32
+                net = OnnxModel(folder / file, threads=run.threads)
+            else:
+                net = trained_model(Architecture.load(folder / "architecture.yaml"), folder / "model.safetensors")
+                net.to(run.device)
             counted = accuracy(net, run.data.test, batch_size=config.batch_size, precision="fp32")
             advance(number, len(delivered.models), {"%": counted.percent})
             models.append(
@@ -249,7 +256,7 @@ def evaluate_stage(run: Run) -> list[Path]:
                     onnx_max_difference=model.onnx_max_difference,
                     architecture=run.folder.relative(folder / "architecture.yaml"),
                     weights=run.folder.relative(folder / "model.safetensors"),
-                    onnx=run.folder.relative(folder / "model.onnx"),
+                    onnx=run.folder.relative(folder / file),
                     start=run.experiment.train.start,
                     seed=run.experiment.seeds.train,
                 )

@@ -19,14 +19,16 @@ from torch import nn
 import search.bundle_script
 from search.latency_table import RuntimeName
 from search.measure import RETAKES, SAMPLE_MS, SETTLE_CALLS, VISIT_MS, Machine, Progress, Timing, timings_of
+from search.runtimes import onnx_in
 from search.table_building import Condition
 from supernet.block_types import Positive
-from supernet.onnx_export import onnx_bytes
 from supernet.schema import Record, UserError, load, save, write_atomically
 
 PLAN, RESULTS, SCRIPT = "plan.json", "results.json", "measure.py"
 RUNTIMES = ("onnxruntime", "openvino")  # those that `measure.py` knows
-ShapedNet = tuple[Callable[[], nn.Module], tuple[int, int, int]]  # how it is built, and C,H,W of its input
+PRECISIONS = ("fp32", "int8")
+# How a net is built, as a module or as the ONNX file that it is already, and C,H,W of its input.
+ShapedNet = tuple[Callable[[], nn.Module | bytes], tuple[int, int, int]]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Milliseconds = Annotated[float, Field(gt=0)]
 
@@ -58,7 +60,7 @@ class Plan(Record):
 
     schema_version: Literal[1] = 1
     runtime: Literal["onnxruntime", "openvino"]
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "int8"]
     threads: Positive
     batch_size: Positive
     protocol: BundleProtocol
@@ -103,16 +105,17 @@ def write_bundle(
     Results that are there and belong to this very plan are kept. Raises `UserError` for a runtime that `measure.py`
     does not know, and for a folder that holds something else.
     """
-    if runtime not in RUNTIMES or precision != "fp32":
+    if runtime not in RUNTIMES or precision not in PRECISIONS:
         raise UserError(
-            f"a bundle measures with {' or '.join(RUNTIMES)} in fp32, not with {runtime} in {precision}:"
-            " set table.runtime and table.precision"
+            f"a bundle measures with {' or '.join(RUNTIMES)} in {' or '.join(PRECISIONS)}, not with {runtime} in"
+            f" {precision}: set table.runtime and table.precision"
         )
     if directory.exists() and any(directory.iterdir()) and not (directory / PLAN).exists():
         raise UserError(f"{directory}: is not empty and holds no bundle; name another folder")
     planned = []
     for number, (name, (build, shape)) in enumerate(nets.items(), start=1):
-        content = onnx_bytes(build(), input_shape=(1, *shape))
+        net = build()
+        content = net if isinstance(net, bytes) else onnx_in(precision, net, (1, *shape))
         file = f"nets/{number:04}.onnx"
         write_atomically(directory / file, content)
         planned.append(
@@ -129,6 +132,7 @@ def write_bundle(
     plan = Plan.model_validate(
         {
             "runtime": runtime,
+            "precision": precision,
             "threads": threads,
             "batch_size": batch_size,
             "protocol": BundleProtocol(rounds=rounds, warmup=warmup, min_runs=min_runs),

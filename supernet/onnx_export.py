@@ -112,6 +112,20 @@ def export_onnx(model: nn.Module, path: Path | str, *, in_channels: int, resolut
     write_atomically(Path(path), content)
 
 
+class OnnxModel(nn.Module):
+    """An exported model as a module, on the CPU: images B,C,H,W to logits B,classes. Raises as `open_session` does."""
+
+    def __init__(self, model: bytes | Path | str, *, threads: int) -> None:
+        super().__init__()
+        self.session = open_session(model, threads=threads)
+        self.device = nn.Parameter(torch.empty(0), requires_grad=False)  # where its input belongs
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits."""
+        (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: images_BCHW.float().numpy()})
+        return torch.from_numpy(logits)
+
+
 class OnnxParity(NamedTuple):
     """How far an exported model is from its torch original: in logits, and relative to the largest logit."""
 

@@ -31,6 +31,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from torch import nn
 
+from supernet.onnx_export import onnx_bytes
+from supernet.quantize import quantized_onnx
 from supernet.schema import UserError, nearest
 
 
@@ -104,6 +106,12 @@ def register_runtime(name: str) -> Callable[[FactoryT], FactoryT]:
 def noise(input_shape: tuple[int, ...]) -> np.ndarray:
     """What the project's runtimes measure on: normal noise of shape B,C,H,W, float32, always the same."""
     return np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
+
+
+def onnx_in(precision: str, module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+    """A module as ONNX, in int8 calibrated on the noise: what it computes is then of no use, but what it takes is."""
+    model = onnx_bytes(module, input_shape=input_shape)
+    return quantized_onnx(model, [noise(input_shape)]) if precision == "int8" else model
 
 
 def needs_extra(name: str) -> UserError:

@@ -8,24 +8,24 @@ from pathlib import Path
 import onnxruntime
 from torch import nn
 
-from search.runtimes import noise, register_runtime
-from supernet.onnx_export import onnx_bytes, open_session
+from search.runtimes import noise, onnx_in, register_runtime
+from supernet.onnx_export import open_session
 
 
 @register_runtime("onnxruntime")
 class OnnxRuntime:
-    """Exports a module as delivered models are, and runs it with `threads` threads in fp32."""
+    """Exports a module as delivered models are, and runs it with `threads` threads in fp32 or int8."""
 
     name = "onnxruntime"
     version: str = onnxruntime.__version__
-    precision = "fp32"
+    precisions = ("fp32", "int8")
 
-    def __init__(self, *, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, *, threads: int, precision: str = "fp32") -> None:
+        self.threads, self.precision = threads, precision
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
-        return self.load(onnx_bytes(module, input_shape=input_shape), input_shape)
+        return self.load(onnx_in(self.precision, module, input_shape), input_shape)
 
     def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """The same for an exported model, a file or its bytes. Raises `UserError` if the file cannot be read."""

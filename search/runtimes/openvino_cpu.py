@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from search.runtimes import needs_extra, noise, register_runtime
-from supernet.onnx_export import onnx_bytes
+from search.runtimes import needs_extra, noise, onnx_in, register_runtime
 from supernet.schema import UserError
 
 try:
@@ -17,12 +16,12 @@ try:
 except ImportError:
     raise needs_extra("openvino") from None
 
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}  # int8 is in the graph; the hint is of the rest
 
 
 @register_runtime("openvino")
 class OpenVinoRuntime:
-    """One stream of `threads` threads, tuned for latency; bf16 and fp16 where the processor computes them."""
+    """One stream of `threads` threads, tuned for latency; bf16, fp16 and int8 where the processor computes them."""
 
     name = "openvino"
     version: str = openvino.__version__.partition("-")[0]
@@ -37,7 +36,7 @@ class OpenVinoRuntime:
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
-        return self.load(onnx_bytes(module, input_shape=input_shape), input_shape)
+        return self.load(onnx_in(self.precision, module, input_shape), input_shape)
 
     def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """The same for an exported model, an ONNX file or its bytes. Raises `UserError` if it cannot be read."""

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from experiments.bundles import ON_DEVICE
+from experiments.experiment import Experiment
 from search.bundle import PLAN, RESULTS, Plan
 from search.latency_table import LatencyTable
+from supernet.onnx_export import OnnxModel
 from supernet.schema import load
+from train.data import open_data
+from train.evaluation import accuracy
 
 Slimformer = Callable[..., Any]
 TABLE = "latency-onnxruntime-a-phone-fp32-b1-t1.json"
@@ -78,6 +82,32 @@ def test_a_run_with_a_table_from_a_phone_delivers_what_the_phone_measured(
         assert model["within_budget"] == (model["measured_ms"] <= model["budget_ms"])
     assert "a phone" in (run / "report.html").read_text()
     assert slimformer(*words).skipped[-1] == "report"
+
+
+def test_in_int8_the_rounded_file_is_measured_and_tested(
+    phone: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    path = phone(**{"table.precision": "int8", "search.methods": ["uniform"], "search.budgets_of_largest": [0.7]})
+    words = ("run", path, "--out", tmp_path / "run", "--set", f"table.bundle={tmp_path / 'bundle'}")
+    run = tmp_path / "run"
+    assert "was not measured yet" in slimformer(*words).mistake
+    (planned,) = load(Plan, run / ON_DEVICE / PLAN).nets
+    delivered = run / "delivered" / planned.name
+    rounded, whole = delivered / "model-int8.onnx", delivered / "model.onnx"
+    assert planned.sha256 == hashlib.sha256(rounded.read_bytes()).hexdigest()
+    answer(run / ON_DEVICE)
+    assert slimformer(*words).code == 0
+    (model,) = json.loads((run / "evaluation.json").read_text())["models"]
+    assert model["onnx"] == f"delivered/{planned.name}/model-int8.onnx"
+    data = open_data(load(Experiment, run / "config.json").data, seed=0)
+    counted = {
+        file: accuracy(OnnxModel(file, threads=1), data.test, batch_size=64, precision="fp32").correct
+        for file in (rounded, whole)
+    }
+    assert model["correct"] == counted[rounded]
+    before = rounded.read_bytes()
+    assert slimformer("export", run, "--set", "evaluate.calibration_images=2", "--redo").code == 2
+    assert rounded.read_bytes() != before
 
 
 def test_the_table_command_takes_a_bundle_and_does_it_again_when_it_was_measured_again(

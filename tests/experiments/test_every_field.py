@@ -156,6 +156,9 @@ FIELDS: dict[str, Shown | Ran] = {
     "table.bundle": Shown(
         "tests.experiments.test_bundles", "test_a_run_with_a_table_from_a_phone_delivers_what_the_phone_measured"
     ),
+    "evaluate.calibration_images": Shown(
+        "tests.experiments.test_bundles", "test_in_int8_the_rounded_file_is_measured_and_tested"
+    ),
     "table.audit_nets": ran("table", AUDIT, "table.audit_nets=5"),
     "search.budgets_ms": ran("search", FOUND, "search.budgets_of_largest=null", "search.budgets_ms=[0.15]"),
     "search.budgets_of_largest": ran("search", FOUND, "search.budgets_of_largest=[0.71]"),

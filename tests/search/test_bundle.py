@@ -194,7 +194,7 @@ def test_writing_the_same_bundle_again_keeps_its_results_and_another_does_not(an
 
 
 def test_a_runtime_that_no_script_knows_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a bundle measures with onnxruntime or openvino in fp32, not with eager"):
+    with pytest.raises(UserError, match="onnxruntime or openvino in fp32 or int8, not with eager in fp32"):
         written(tmp_path / "bundle", runtime="eager")
     with pytest.raises(UserError, match="not with onnxruntime in bf16"):
         written(tmp_path / "bundle", precision="bf16")

@@ -53,6 +53,18 @@ def test_a_built_in_runtime_computes_what_the_module_computes(name):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_int8_is_close_to_the_module_and_not_it(name):
+    net = small_net()
+    with torch.no_grad():
+        expected = net(torch.from_numpy(noise(SHAPE)))
+    device = runtime(name, threads=1, precision="int8")
+    assert device.precision == "int8"
+    found = torch.from_numpy(np.array(device.build(net, SHAPE)())).reshape(expected.shape)
+    error = ((found - expected).norm() / expected.norm()).item()
+    assert 1e-4 < error < 0.05
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_built_in_runtime_states_its_condition(name):
     built = runtime(name, threads=2)
@@ -73,7 +85,7 @@ def test_a_precision_that_a_runtime_does_not_have_is_refused_with_those_it_has()
     assert runtime("eager", threads=1, precision="fp32").precision == "fp32"
     with pytest.raises(UserError, match="runtime eager: computes in fp32, not in int4"):
         runtime("eager", threads=1, precision="int4")
-    with pytest.raises(UserError, match="runtime openvino: computes in fp32, bf16, fp16, not in int4"):
+    with pytest.raises(UserError, match="runtime openvino: computes in fp32, bf16, fp16, int8, not in int4"):
         runtime("openvino", threads=1, precision="int4")
 
 
