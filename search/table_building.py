@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.interpolate import RegularGridInterpolator
+from torch import nn
 
 from search.latency_audit import fresh_model
 from search.latency_table import Entry, LatencyKey, LatencyTable, Protocol, RuntimeName, keys
@@ -29,6 +30,7 @@ from search.measure import SETTLE_CALLS, Clock, Machine, Progress, Timing, machi
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, build_skeleton, recipes
 from supernet.architecture import Architecture
+from supernet.schema import UserError
 from supernet.space import SearchSpace
 
 CHUNK_NETS = 600  # nets held in memory and measured together
@@ -252,6 +254,19 @@ class _Bench(NamedTuple):
                 timings[net] = replace(found[net], samples_ms=samples)
         return timings
 
+    def _built(self, net: Timed, module: nn.Module) -> Callable[[], object]:
+        shape = (self.batch_size, *net.input_shape)
+        try:
+            return self.runtime.build(module, shape)
+        except UserError:
+            raise
+        except Exception as error:  # of any runtime, also a user's
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(
+                f"{self.runtime.name} {self.runtime.version} cannot run {_described(net)}, input {shape} ({reason});"
+                " leave that block out of the space's candidates, or take another runtime"
+            ) from error
+
     def _build_chunk(
         self, reference: Timed, remaining: list[Timed], tally: _Tally
     ) -> dict[Timed, Callable[[], object]]:
@@ -265,11 +280,23 @@ class _Bench(NamedTuple):
                 elif net not in nets:
                     module = build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
                     parameters += sum(parameter.numel() for parameter in module.parameters())
-                    nets[net] = self.runtime.build(module, (self.batch_size, *net.input_shape))
+                    nets[net] = self._built(net, module)
             tally.add(1)
         if not self.built and not remaining:  # all of them fit into one chunk
             self.built.update(nets)
         return nets
+
+
+def _described(net: Timed) -> str:
+    """A net in words: its blocks with width and map, or a whole net."""
+    if isinstance(net, Architecture):
+        return f"the whole net {net.digest}"
+    stages = [
+        f"{', '.join(dict.fromkeys(block.type for block in stage.blocks)) or 'no block'} at {stage.width_channels}"
+        f" channels and {height}x{width} px"
+        for stage, (height, width) in zip(net.stages, net.grids, strict=True)
+    ]
+    return f"a small net of {' and '.join(stages)}"
 
 
 class _Tally:

@@ -17,6 +17,7 @@ from search.runtimes import runtime
 from search.skeletons import SkeletonModule, recipes
 from search.table_building import build_table, required_keys, table_nets
 from supernet.metaformer import MetaFormer, MetaFormerStage
+from supernet.schema import UserError
 from supernet.space import SearchSpace
 from supernet.stem import DownsamplingModule
 
@@ -308,3 +309,20 @@ def test_the_table_ranks_whole_nets_and_is_within_a_factor_of_two():
     result = audit(*build_table(searched, onnx, batch_size=1, rounds=15, copies=4, seed=0, whole_nets=nets))
     assert result.kendall_tau > 0.6
     assert result.worst_percent < 100
+
+
+def test_a_block_that_the_runtime_cannot_run_is_named_with_its_size_and_the_runtimes_words() -> None:
+    class Picky(AdditiveDevice):
+        def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+            if "Attention" in str(module):
+                raise RuntimeError("no kernel for\n  this operator")
+            return super().build(module, input_shape)
+
+    device = Picky()
+    with pytest.raises(UserError) as refused:
+        build_table(space(), device, batch_size=1, rounds=2, copies=1, seed=0, clock=device.clock)
+    message = str(refused.value)
+    assert "additive 1 cannot run a small net of mb" in message
+    assert "mb3d at" in message
+    assert "channels and 2x2 px, input (1, 8, 2, 2)" in message
+    assert "(RuntimeError: no kernel for this operator); leave that block out" in message
