@@ -14,7 +14,8 @@ from experiments.run import REFERENCES, Run
 from search.baselines import random_architecture
 from search.delivery import Delivery, deliver
 from search.latency_audit import measure_models
-from supernet import Architecture
+from search.slimming import BudgetUnreachable
+from supernet import Architecture, UserError
 from supernet.schema import Record, save
 from train.randomness import generator_for
 
@@ -33,6 +34,13 @@ class DeliveredNet(Record):
     at_tables_speed_ms: float
     rounds: int
     architecture: Architecture
+
+
+class UnreachableBudget(Record):
+    """A budget that no net was delivered for, and why."""
+
+    budget_ms: float
+    reason: str
 
 
 class DeliveryRecord(Record):
@@ -59,13 +67,14 @@ class DeliveryRecord(Record):
     speed: float
     environment: Environment
     nets: tuple[DeliveredNet, ...]
+    unreachable: tuple[UnreachableBudget, ...]
 
 
 def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> DeliveryRecord:
     """Deliver a random net for each of so many budgets, then measure all of them again, in the same rounds."""
     table, search = run.table, run.experiment.search
     smallest_ms, largest_ms = table.latency_ms(run.space.smallest), table.latency_ms(run.space.largest)
-    found: list[Delivery] = []
+    found, unreachable = list[Delivery](), list[UnreachableBudget]()
     for number, share in enumerate(np.linspace(LOWEST, HIGHEST, budgets), start=1):
         budget_ms = float(f"{smallest_ms + share * (largest_ms - smallest_ms):.4g}")
 
@@ -78,16 +87,22 @@ def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> Delivery
         def measure_ms(net: Architecture, budget_ms: float = budget_ms) -> float:
             return run.measure_at_tables_speed(net, what=f"delivering for {budget_ms:g} ms")
 
-        found.append(
-            deliver(
-                budget_ms=budget_ms,
-                margin=search.margin,
-                slack=search.slack,
-                solve=solve,
-                predict_ms=table.latency_ms,
-                measure_ms=measure_ms,
+        try:
+            found.append(
+                deliver(
+                    budget_ms=budget_ms,
+                    margin=search.margin,
+                    slack=search.slack,
+                    solve=solve,
+                    predict_ms=table.latency_ms,
+                    measure_ms=measure_ms,
+                )
             )
-        )
+        except BudgetUnreachable as reason:
+            unreachable.append(UnreachableBudget(budget_ms=budget_ms, reason=str(reason)))
+            run.screen.line(f"  {reason}")
+    if not found:
+        raise UserError(f"{run.path}: no budget could be kept")
     references = run.audit.references(REFERENCES)
     with run.screen.bar("measuring delivered nets afresh") as advance:
         timings = measure_models(
@@ -134,6 +149,7 @@ def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> Delivery
         speed=speed,
         environment=run.environment,
         nets=tuple(nets),
+        unreachable=tuple(unreachable),
     )
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from torch import nn
 
+from experiments.artifacts import sha256
 from experiments.console import counted
 from experiments.models import Job, measured_file
 from experiments.run import Run
 from search.bundle import PLAN, RESULTS, SCRIPT, ShapedNet, read_bundle, write_bundle
 from search.latency_audit import fresh_model
-from search.latency_table import LatencyTable, Protocol
-from search.measure import Timing
+from search.latency_table import LatencyTable, Protocol, RuntimeName
+from search.measure import Machine, Timing
 from search.skeletons import Skeleton, build_skeleton
 from search.table_building import table_nets, table_of
 from supernet import Architecture, UserError
@@ -44,12 +45,14 @@ def read_table_bundle(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing
     directory, config = Path(run.experiment.table.bundle or ""), run.experiment.table
     plan, condition, timings = read_bundle(directory)
     nets = _table_nets(run)
-    here = (config.runtime, run.precision, config.threads, config.batch_size)
+    here = (config.runtime, config.precision or "fp32", config.threads, config.batch_size)
     there = (plan.runtime, plan.precision, plan.threads, plan.batch_size)
     if there != here:
         raise UserError(
             f"{directory}: was written for {_described(*there)}, but the experiment asks for {_described(*here)}"
         )
+    if plan.plugins != _plugins(run):
+        raise UserError(f"{directory}: was written with other plugins, or before they were edited; write it again")
     if {net.name for net in plan.nets} != nets.keys():
         raise UserError(
             f"{directory}: was written for another space, resolution or set of audit nets; write it again:"
@@ -87,6 +90,8 @@ def measured_elsewhere(run: Run, jobs: list[Job]) -> dict[str, Timing]:
 
     Raises `UserError`, with what to do, until the results are there.
     """
+    if not jobs:
+        return {}
     directory = run.path / ON_DEVICE
     nets: dict[str, ShapedNet] = {}
     for job in jobs:
@@ -96,10 +101,9 @@ def measured_elsewhere(run: Run, jobs: list[Job]) -> dict[str, Timing]:
     rounds = run.experiment.evaluate.latency_rounds
     _written(run, directory, nets, rounds=rounds, what="writing delivered models")
     _, condition, timings = read_bundle(directory)
-    if condition.machine.cpu != run.table.machine.cpu:
-        raise UserError(
-            f"{directory}: was measured on {condition.machine.cpu}, but the table on {run.table.machine.cpu}"
-        )
+    here, there = _device(condition.machine, condition.runtime), _device(run.table.machine, run.table.runtime)
+    if here != there:
+        raise UserError(f"{directory}: was measured on {here}, but the table on {there}")
     return timings
 
 
@@ -116,17 +120,26 @@ def _written(run: Run, directory: Path, nets: Mapping[str, ShapedNet], *, rounds
             directory,
             nets,
             runtime=config.runtime,
-            precision=run.precision,
+            precision=config.precision or "fp32",
             threads=config.threads,
             batch_size=config.batch_size,
             rounds=rounds,
             seed=run.experiment.seeds.table,
+            plugins=_plugins(run),
             progress=counted(advance),
         )
 
 
+def _plugins(run: Run) -> dict[str, str]:
+    return {path.name: sha256(path) for path in run.plugins}
+
+
 def _module(net: Skeleton | Architecture) -> nn.Module:
     return build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
+
+
+def _device(machine: Machine, runtime: RuntimeName) -> str:
+    return f"{machine.cpu} ({machine.cores} cores, {machine.memory_gb:g} GB) with {runtime.name} {runtime.version}"
 
 
 def _described(runtime: str, precision: str, threads: int, batch_size: int) -> str:

@@ -236,6 +236,7 @@ def audit_command(
     from experiments import budgets as delivering
     from experiments.auditing import audit_run, rows_of, save_audit
     from experiments.console import Screen
+    from experiments.measuring import check_condition
     from experiments.plugins import import_plugins
     from experiments.run import Run
     from supernet import UserError
@@ -248,6 +249,7 @@ def audit_command(
         raise UserError(f"{run}: its table is of another device, so nothing can be measured against it here")
     folder.check_artifacts("table")
     opened = Run(described, folder, Screen(), command=_command(), plugins=plugin or ())
+    check_condition(opened.table, opened.runtime, batch_size=described.table.batch_size)
     if budgets is not None:
         delivered = delivering.audit_budgets(opened, budgets=budgets, rounds=rounds, seed=seed)
         title = f"Nets delivered for {budgets} budgets, {delivered.runtime} {delivered.version}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -42,6 +42,8 @@ class TableConfig(Record):
     measured on another device (`slimformer table --bundle`): the table, and all latencies of the run, are that one's.
     """
 
+    added_later: ClassVar[frozenset[str]] = frozenset({"bundle"})
+
     runtime: str = "onnxruntime"
     precision: str | None = None
     threads: Positive = 1
@@ -57,8 +59,9 @@ class TableConfig(Record):
 class EvolutionConfig(Record):
     """Evolution through Optuna, and random search at equal cost: each scores `trials` architectures in all.
 
+    (Random search some more, where a net measures other than predicted and another latency is asked for.)
     `population` is the size of a generation. `storage` is the URL of a database that several machines share, each with
-    a run of its own (null: a file in the run folder).
+    a copy of one run folder that has its supernet and its table (null: a file in the run folder).
     """
 
     trials: Positive = 200
@@ -78,6 +81,8 @@ class SearchConfig(Record):
     the method has any. Scores re-fit batch-norm statistics on `refit_images` training images, in equal batches of at
     most `evaluate.batch_size`, and count `score_images` of the held-out part (null: all of it).
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"evolution"})
 
     budgets_ms: tuple[Milliseconds, ...] | None = None
     budgets_of_largest: tuple[Fraction, ...] | None = None
@@ -103,6 +108,8 @@ class EvaluateConfig(Record):
     Where latency counts in int8 (`table.precision`), the export is rounded with the ranges of activations on
     `calibration_images` training images, and the test images are counted with that file.
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"calibration_images"})
 
     batch_size: Positive = 256
     parity_images: Positive = 16

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.bundles import measured_elsewhere
+from experiments.bundles import ON_DEVICE, measured_elsewhere
 from experiments.models import (
     DELIVERED_FILES,
     Exported,
@@ -23,6 +23,7 @@ from experiments.models import (
 from experiments.retraining import retrain_model
 from experiments.run import Run
 from experiments.solving import Solver
+from search.bundle import PLAN, RESULTS
 from search.measure import Net, Timing, measure
 from search.runtimes import FileRuntime
 from search.slimming import BudgetUnreachable
@@ -34,7 +35,7 @@ from train.checkpoint import save_weights
 from train.preprocessing import Preprocessing
 from train.randomness import generator_for
 from train.retraining import weights_path
-from train.splits import evaluation_batches
+from train.splits import Split, evaluation_batches
 
 MOST_TRIES = 4
 FIRST_PAUSE_SECONDS = 0.5
@@ -55,6 +56,8 @@ def export_models(run: Run) -> list[Path]:
         results.append(result)
         names = dict.fromkeys((*DELIVERED_FILES, measured_file(run.precision)))
         paths += [run.path / "delivered" / model.job.name / name for name in names]
+    if run.elsewhere and models:
+        paths += [run.path / ON_DEVICE / name for name in (PLAN, RESULTS)]
     table = run.table
     record = Exported(
         runtime=table.runtime.name,
@@ -98,16 +101,16 @@ def _export(run: Run, job: Job, trained: Path) -> None:
     save(preprocessing, folder / "preprocessing.json")
 
 
+def calibration_split(run: Run) -> Split:
+    """Training images drawn from all classes, to calibrate int8 on."""
+    train, count = run.data.train, run.experiment.evaluate.calibration_images
+    return train.subset(torch.randperm(len(train), generator=generator_for(run.experiment.seeds.data, "int8"))[:count])
+
+
 def _calibration(run: Run) -> list[np.ndarray]:
-    """The first training images, as they are tested: not augmented."""
-    config, found = run.experiment.evaluate, list[np.ndarray]()
-    left = config.calibration_images
-    for images_BCHW, _ in evaluation_batches(run.data.train, min(config.batch_size, left)):
-        found.append(images_BCHW[:left].numpy())
-        left -= len(found[-1])
-        if left == 0:
-            break
-    return found
+    """Batches as they are tested, not augmented."""
+    split, size = calibration_split(run), run.experiment.evaluate.batch_size
+    return [images_BCHW.numpy() for images_BCHW, _ in evaluation_batches(split, size)]
 
 
 def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:

@@ -14,6 +14,7 @@ from experiments.experiment import Experiment
 from experiments.run import Run
 from experiments.stages import STAGES, Stage, clear_checkpoint, clear_working_files
 from supernet import UserError
+from supernet.schema import plain
 from train.data import count_images
 
 
@@ -109,11 +110,12 @@ def _key(run: Run, stage: Stage) -> tuple[str, dict[str, str]]:
         if needed not in finished:
             raise _needs(needed, stage=stage, folder=run.folder)
         inputs |= run.folder.check_artifacts(needed)
-    content: dict[str, Any] = {"settings": stage.settings(run.experiment), "inputs": inputs}
+    content: dict[str, Any] = {"settings": stage.settings(plain(run.experiment)), "inputs": inputs}
     if stage.reads_images:
         content["images"] = folder_digest(run.experiment.data.path)
-    if stage.builds:
+    elif stage.builds:
         content["classes"] = run.space.num_classes
+    if stage.builds:
         content |= {f"plugin {path.name}": sha256(path) for path in run.plugins}
     content |= {f"file {path}": sha256(path) for path in stage.reads_files(run.experiment)}
     return digest_of(content), inputs

@@ -37,7 +37,6 @@ class Solver:
         self.run = run
         self.trajectory: Trajectory | None = None
         self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
-        self.drawn: dict[Job, list[Scored]] = {}  # what random search has scored
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -115,6 +114,8 @@ class Solver:
 
         run, config = self.run, self.run.experiment.search.evolution
         came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
+        asked = run.experiment.search.model_dump(mode="json") | {"evolution": config.model_dump(exclude={"storage"})}
+        search = [asked, run.experiment.evaluate.batch_size, run.experiment.seeds.search]
         with run.screen.bar("evolution") as advance:
             return evolve(
                 run.space,
@@ -126,30 +127,31 @@ class Solver:
                 population=config.population,
                 sampler=config.sampler,
                 storage=config.storage or f"sqlite:///{run.path.resolve() / EVOLUTION}",
-                study_name=f"{run.experiment.name}-{digest_of(came_from)[:16]}",
+                study_name=f"{run.experiment.name}-{digest_of([came_from, search])[:16]}",
                 alone=config.storage is None,
                 progress=counted(advance),
             )
 
     def random_searched(self, job: Job, asked_ms: float) -> Architecture:
-        """The best-scored of random architectures, as many for all budgets as evolution scores."""
+        """The best-scored of random architectures close below what is asked.
+
+        They come from one stream a budget, so that another question about the same budget scores only those that the
+        last one did not.
+        """
         from search.evolution import best_within, random_search
 
-        run, pool = self.run, self.drawn.setdefault(job, [])
-        if not any(found.latency_ms <= asked_ms for found in pool):
-            with run.screen.bar(f"random search for {job.budget_ms:g} ms") as advance:
-                pool += random_search(
-                    run.space,
-                    table=run.table,
-                    score=self.scorer,
-                    budget_ms=asked_ms,
-                    trials=max(1, run.experiment.search.evolution.trials // len(run.budgets_ms)),
-                    generator=generator_for(
-                        run.experiment.seeds.search, "random search", f"{job.budget_ms:g}", f"{asked_ms:.6g}"
-                    ),
-                    progress=counted(advance),
-                )
-        return best_within(pool, asked_ms)
+        run = self.run
+        with run.screen.bar(f"random search for {job.budget_ms:g} ms") as advance:
+            scored = random_search(
+                run.space,
+                table=run.table,
+                score=self.scorer,
+                budget_ms=asked_ms,
+                trials=max(1, run.experiment.search.evolution.trials // len(run.budgets_ms)),
+                generator=generator_for(run.experiment.seeds.search, "random search", f"{job.budget_ms:g}"),
+                progress=counted(advance),
+            )
+        return best_within(scored, asked_ms)
 
     def method(self, job: Job) -> Callable[[float], Architecture]:
         """`solve(asked_ms) -> Architecture` for a job's method."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from analysis.report import write_report
-from experiments.bundles import ON_DEVICE, bundle_files, read_table_bundle
+from experiments.bundles import bundle_files, read_table_bundle
 from experiments.console import counted
 from experiments.experiment import Experiment
 from experiments.exporting import export_models
@@ -57,14 +57,15 @@ GAP_SCORE_IMAGES = 5000  # half a point of standard error at 85 %
 class Stage:
     """One step of the line.
 
-    `settings` is what it takes of the config, `reads` names the stages whose files it reads, `reads_files` are a user's
-    own; `builds` says that it builds models, so that plugins and the number of classes count. `check` raises
-    `UserError` for what would stop it and can be known before the stages that come first have taken their hours.
+    `settings` is what it takes of the config's plain data, `reads` names the stages whose files it reads,
+    `reads_files` are a user's own; `builds` says that it builds models, so that plugins and the number of classes
+    count. `check` raises `UserError` for what would stop it and can be known before the stages that come first have
+    taken their hours.
     """
 
     name: str
     run: Callable[[Run], list[Path]]
-    settings: Callable[[Experiment], dict[str, Any]]
+    settings: Callable[[dict[str, Any]], dict[str, Any]]
     reads: Callable[[Experiment], tuple[str, ...]]
     reads_images: bool = True
     builds: bool = True
@@ -276,13 +277,13 @@ def report_stage(run: Run) -> list[Path]:
     return [write_report(run.path)]
 
 
-def _of(*fields: str) -> Callable[[Experiment], dict[str, Any]]:
+def _of(*fields: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """The settings under these dotted names."""
 
-    def settings(experiment: Experiment) -> dict[str, Any]:
+    def settings(config: dict[str, Any]) -> dict[str, Any]:
         taken: dict[str, Any] = {}
         for field in fields:
-            value: Any = experiment.model_dump(mode="json")
+            value: Any = config
             for part in field.split("."):
                 value = value[part]
             taken[field] = value
@@ -361,7 +362,7 @@ def clear_working_files(stage: str, folder: Path) -> None:
         "supernet": ["supernet", "scores.jsonl"],
         "search": ["scores.jsonl", "architectures", EVOLUTION],
         "retrain": ["models", "again"],
-        "export": ["delivered", "again", ON_DEVICE],
+        "export": ["delivered", "again"],  # not on-device/: its results took a person, and belong to their plan
     }
     for name in leftovers.get(stage, []):
         path = folder / name

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 import search.bundle_script
@@ -29,8 +29,9 @@ RUNTIMES = ("onnxruntime", "openvino")  # those that `measure.py` knows
 PRECISIONS = ("fp32", "int8")
 # How a net is built, as a module or as the ONNX file that it is already, and C,H,W of its input.
 ShapedNet = tuple[Callable[[], nn.Module | bytes], tuple[int, int, int]]
+LONGEST_CPU = 120
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Milliseconds = Annotated[float, Field(gt=0)]
+Milliseconds = Annotated[float, Field(ge=1e-6, le=1e7)]
 
 
 class PlannedNet(Record):
@@ -56,7 +57,7 @@ class BundleProtocol(Record):
 
 
 class Plan(Record):
-    """What is to be measured, and how."""
+    """What is to be measured, and how; `plugins` are the files that the nets' blocks come from."""
 
     schema_version: Literal[1] = 1
     runtime: Literal["onnxruntime", "openvino"]
@@ -65,13 +66,14 @@ class Plan(Record):
     batch_size: Positive
     protocol: BundleProtocol
     seed: int
+    plugins: dict[str, Sha256]
     nets: Annotated[tuple[PlannedNet, ...], Field(min_length=1)]
 
 
 class MeasuredNet(Record):
     """Times of one net: a sample a round, in ms, each the middle of so many calls."""
 
-    calls: Positive
+    calls: Annotated[int, Field(ge=1, le=10**9)]
     samples_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)]
 
 
@@ -85,6 +87,12 @@ class Results(Record):
     date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
     chunks: tuple[dict[str, MeasuredNet], ...]
 
+    @model_validator(mode="after")
+    def _named(self) -> Results:
+        if len(self.machine.cpu) > LONGEST_CPU:  # it becomes part of a file's name
+            raise ValueError(f"machine.cpu: has {len(self.machine.cpu)} characters, but at most {LONGEST_CPU} may be")
+        return self
+
 
 def write_bundle(
     directory: Path,
@@ -96,14 +104,15 @@ def write_bundle(
     batch_size: int,
     rounds: int,
     seed: int,
+    plugins: Mapping[str, str] | None = None,
     warmup: int = 3,
     min_runs: int = 30,
     progress: Progress | None = None,
 ) -> Plan:
     """Write a bundle of nets by their names; the plan comes last.
 
-    Results that are there and belong to this very plan are kept. Raises `UserError` for a runtime that `measure.py`
-    does not know, and for a folder that holds something else.
+    Results that are there and belong to this very plan count on; those of another are kept as `results-*.json`. Raises
+    `UserError` for a runtime that `measure.py` does not know, and for a folder that holds something else.
     """
     if runtime not in RUNTIMES or precision not in PRECISIONS:
         raise UserError(
@@ -137,11 +146,13 @@ def write_bundle(
             "batch_size": batch_size,
             "protocol": BundleProtocol(rounds=rounds, warmup=warmup, min_runs=min_runs),
             "seed": seed,
+            "plugins": dict(plugins or {}),
             "nets": tuple(planned),
         }
     )
-    if not (directory / PLAN).exists() or load(Plan, directory / PLAN) != plan:
-        (directory / RESULTS).unlink(missing_ok=True)
+    if (directory / PLAN).exists() and (directory / RESULTS).exists() and load(Plan, directory / PLAN) != plan:
+        before = hashlib.sha256((directory / PLAN).read_bytes()).hexdigest()[:8]
+        (directory / RESULTS).rename(directory / f"results-{before}.json")
     write_atomically(directory / SCRIPT, Path(search.bundle_script.__file__).read_bytes())
     save(plan, directory / PLAN)
     for left in {*(directory / "nets").glob("*.onnx")} - {directory / net.file for net in planned}:
@@ -157,9 +168,11 @@ def read_bundle(directory: Path) -> tuple[Plan, Condition, dict[str, Timing]]:
     plan_path, path = directory / PLAN, directory / RESULTS
     plan = load(Plan, plan_path)
     if not path.exists():
+        older = sorted(file.name for file in directory.glob("results-*.json"))
         raise UserError(
             f"{directory}: was not measured yet; copy the folder to the device, run python {SCRIPT} in it, put"
             f" {RESULTS} back here, and give the same command again"
+            + (f" ({', '.join(older)}: of an earlier {PLAN})" if older else "")
         )
     results = load(Results, path)
     if results.plan != hashlib.sha256(plan_path.read_bytes()).hexdigest():

@@ -1,10 +1,11 @@
 """Measure the nets of this folder on this device, in milliseconds.
 
     pip install onnxruntime        # or openvino: plan.json says which
-    python measure.py              # writes results.json; interrupted, the same command goes on
+    python measure.py              # writes results.json
     python measure.py a.onnx ...   # prints the latency of these models instead, and writes nothing
 
-Needs Python 3.8, numpy and that runtime, and nothing else. Leave the device alone while it runs.
+Needs Python 3.8, numpy and that runtime, and nothing else. Leave the device alone while it runs. Nets are measured in
+parts that fit into its memory, and results.json grows by a part at a time: interrupted, the same command goes on.
 """
 
 # slimformer copies this file into every bundle (`search.bundle`); it measures as `search.measure` does.
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     Sides = Sequence[Any] | None
 
 HERE = Path(__file__).resolve().parent
-CHUNK_BYTES = 1_000_000_000  # files of nets that are held in memory and measured together
+CHUNK_BYTES = 200e6  # files of nets that are held in memory and measured together, at most
+CHUNK_OF_MEMORY = 0.1  # and this share of the device's memory: a loaded net takes more than its file
 CLEAN_SHARE = 0.5  # of a visit's samples: with fewer that nothing interrupted, all of them count
 
 
@@ -149,14 +151,16 @@ def measure(
 
 def machine() -> dict[str, Any]:
     """The device, in words."""
-    cpu = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
+    told = {}
+    information, board = Path("/proc/cpuinfo"), Path("/sys/firmware/devicetree/base/model")
     if information.is_file():
-        lines = information.read_text(errors="replace").splitlines()
-        names = [
-            line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware", "Model"))
-        ]
-        cpu = names[0] if names else cpu
+        for line in information.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            told.setdefault(name.strip(), value.strip())
+    if board.is_file():
+        told["board"] = board.read_text(errors="replace").strip("\0\n ")
+    names = [told.get(name) for name in ("model name", "Model", "board", "Hardware")]
+    cpu = next(filter(None, [*names, platform.processor(), platform.machine()]), "unknown")[:120]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     known = hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
@@ -250,12 +254,13 @@ def main() -> None:
     parser.add_argument("--runtime", choices=sorted(BUILD), default="onnxruntime", help="for models")
     parser.add_argument("--threads", type=int, default=1, help="for models")
     parser.add_argument("--rounds", type=int, default=30, help="for models")
-    parser.add_argument("--most-mb", type=float, default=CHUNK_BYTES / 1e6, help="of nets that are loaded at once")
+    parser.add_argument("--most-mb", type=float, help="of nets that are loaded at once")
     words = parser.parse_args()
     if words.models:
         measure_files(words.models, words.runtime, words.threads, words.rounds)
     else:
-        measure_plan(HERE, 1e6 * words.most_mb)
+        memory = machine()["memory_gb"] * 2**30 or math.inf
+        measure_plan(HERE, 1e6 * words.most_mb if words.most_mb else min(CHUNK_BYTES, CHUNK_OF_MEMORY * memory))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from supernet import Architecture, SearchSpace, UserError
 from supernet.candidate import Candidate
 
 SamplerName = Literal["nsga2", "nsga3", "tpe"]
+GIVEN = "given"  # the trial's attribute that says which of the first ones it is
 HEARTBEAT_SECONDS = 30  # a worker that was silent for twice as long has died
 DRAWS_A_NET = 200  # of random search, for each net that it scores
 
@@ -69,12 +70,13 @@ def evolve(
     smallest architecture is predicted above `most_ms`.
     """
     check_reachable(space, table=table, budget_ms=most_ms)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # an interruption is no news of a failed trial
+    numbered = _Numbered(sampler, _first_generation(space, population, seed), seed)
     study = optuna.create_study(
         study_name=study_name,
         directions=["maximize", "minimize"],
         storage=_opened(storage) if isinstance(storage, str) else storage,
-        sampler=_Numbered(sampler, _first_generation(space, population, seed), seed),
+        sampler=numbered,
         load_if_exists=True,
     )
     if alone:
@@ -83,6 +85,7 @@ def evolve(
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         architecture = decoded(space, _suggested(space, trial))
+        trial.set_user_attr(GIVEN, numbered.index)
         latency_ms = table.latency_ms(architecture)
         trial.set_constraint("ms over the budget", latency_ms - most_ms)
         return score(architecture), latency_ms
@@ -109,6 +112,7 @@ class _Numbered(BaseSampler):
         self.name, self.first, self.seed = name, first, seed
         self.trial = -1  # the one under way: its draws follow one another
         self.drawn: BaseSampler = optuna.samplers.RandomSampler()
+        self.index: int | None = None  # of the first trials, which one this is
         self.given: dict[str, Any] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -142,11 +146,14 @@ class _Numbered(BaseSampler):
     def _begin(self, study: optuna.Study, trial: FrozenTrial) -> None:
         if self.trial == trial.number:
             return
-        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        number = trial.number - sum(other.number < trial.number for other in failed)
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        failed = [other.number for other in others if other.state == TrialState.FAIL]
+        number = trial.number - sum(other < trial.number for other in failed)
         self.trial = trial.number
         self.drawn = _sampler(self.name, population=len(self.first), seed=_seed_of(self.seed, number))
-        self.given = self.first[number] if number < len(self.first) else {}
+        taken = {other.user_attrs.get(GIVEN) for other in others if other.state != TrialState.FAIL}
+        self.index = next((index for index in range(len(self.first)) if index not in taken), None)
+        self.given = {} if self.index is None else self.first[self.index]
 
 
 def random_search(

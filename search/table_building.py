@@ -258,7 +258,7 @@ class _Bench(NamedTuple):
         shape = (self.batch_size, *net.input_shape)
         try:
             return self.runtime.build(module, shape)
-        except UserError:
+        except (UserError, OSError, MemoryError, torch.OutOfMemoryError):  # not the block's fault
             raise
         except Exception as error:  # of any runtime, also a user's
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -167,10 +167,15 @@ def digest(value: Record) -> str:
 
 
 def canonical(value: Record) -> str:
-    """JSON with sorted keys and no spaces, without later fields at their defaults (`Record.added_later`)."""
+    """JSON with sorted keys and no spaces, of `plain`."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+
+
+def plain(value: Record) -> dict[str, Any]:
+    """A record as plain data, without later fields at their defaults (`Record.added_later`)."""
     data = value.model_dump(mode="json")
     _leave_out_later_defaults(value, data)
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return data
 
 
 def _leave_out_later_defaults(value: object, data: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -29,6 +29,8 @@ class OptimizationConfig(Record):
     `learning_rate` is the peak, per step, and means the same for both; `precision: auto` is bf16 autocast where the
     device computes it natively.
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"optimizer"})
 
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -77,6 +77,8 @@ class WidthsConfig(Record):
     the architecture and a sample in turn; for the first `largest_first` of the steps nothing but the largest
     architecture (the order of Once-for-All: first the largest, then what it contains).
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"largest_first"})
 
     sampling: Literal["sandwich", "largest"] = "sandwich"
     random: Annotated[int, Field(ge=0)] = 2

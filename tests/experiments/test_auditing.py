@@ -73,6 +73,21 @@ def test_nets_delivered_for_budgets_over_the_range_keep_them(
     assert "7 at the table's speed" in " ".join(outcome.out.split())
 
 
+def test_a_budget_that_cannot_be_kept_is_written_down_and_the_others_are_delivered(
+    copied: Path, slimformer: Slimformer
+) -> None:
+    outcome = slimformer("audit", copied, "--budgets", "7", "--rounds", "2", "--set", "search.margin=0.3")
+    assert outcome.code == 0, outcome.err
+    record = json.loads((copied / "delivery-virtual-fp32-t1.json").read_text())
+    assert record["unreachable"]
+    assert len(record["nets"]) + len(record["unreachable"]) == 7
+    assert "out of reach" in record["unreachable"][0]["reason"]
+
+
+def test_an_audit_under_another_condition_is_refused(copied: Path, slimformer: Slimformer) -> None:
+    assert "but this would measure" in slimformer("audit", copied, "--set", "table.threads=2").mistake
+
+
 def test_a_run_without_a_table_is_refused(tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer) -> None:
     out = tmp_path / "run"
     assert slimformer("run", tiny(), "--until", "supernet", "--out", out).code == 0

@@ -23,11 +23,12 @@ Slimformer = Callable[..., Any]
 TABLE = "latency-onnxruntime-a-phone-fp32-b1-t1.json"
 
 
-def answer(bundle: Path, *, cpu: str = "a phone") -> None:
-    """Measure a bundle as a phone would that takes 1 ms, and one more for every 20 kB of a net."""
+def answer(bundle: Path, *, cpu: str = "a phone", slower: float = 1.0) -> None:
+    """Measure a bundle as a phone would that takes 1 ms, and one more for every 20 kB of a net, or slower."""
     plan = load(Plan, bundle / PLAN)
     times = {
-        net.name: {"calls": 10, "samples_ms": [1 + net.size_bytes / 20_000] * plan.protocol.rounds} for net in plan.nets
+        net.name: {"calls": 10, "samples_ms": [slower * (1 + net.size_bytes / 20_000)] * plan.protocol.rounds}
+        for net in plan.nets
     }
     results = {
         "schema_version": 1,
@@ -69,7 +70,8 @@ def test_a_run_with_a_table_from_a_phone_delivers_what_the_phone_measured(
     assert all(round_["measured_ms"] is None for model in found["models"] for round_ in model["rounds"])
     assert slimformer(*words).mistake == mistake
     answer(waiting, cpu="another phone")
-    assert "was measured on another phone, but the table on a phone" in slimformer(*words).mistake
+    there = "was measured on another phone (8 cores, 6 GB) with onnxruntime 9.9, but the table on a phone (8 cores"
+    assert there in slimformer(*words).mistake
     answer(waiting)
     outcome = slimformer(*words)
     assert outcome.code == 0, outcome.err
@@ -82,6 +84,15 @@ def test_a_run_with_a_table_from_a_phone_delivers_what_the_phone_measured(
         assert model["within_budget"] == (model["measured_ms"] <= model["budget_ms"])
     assert "a phone" in (run / "report.html").read_text()
     assert slimformer(*words).skipped[-1] == "report"
+    before = (waiting / RESULTS).read_bytes()
+    assert slimformer("export", run, "--redo").code == 0  # which keeps what a person has carried here
+    assert (waiting / RESULTS).read_bytes() == before
+    answer(waiting, slower=1.5)
+    assert f"{waiting / RESULTS}: was changed" in slimformer(*words).mistake
+    assert slimformer("export", run, "--redo").code == 0
+    assert json.loads((run / "exported.json").read_text())["models"][0]["measured_ms"] == pytest.approx(
+        1.5 * models[0]["measured_ms"]
+    )
 
 
 def test_in_int8_the_rounded_file_is_measured_and_tested(
@@ -146,6 +157,20 @@ def test_a_bundle_of_something_else_is_refused_before_anything_is_written(
     words = ("table", phone(), "--out", tmp_path / "run", "--import", tmp_path / "bundle", "--set", change)
     assert part in slimformer(*words).mistake
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bundle_whose_plugins_were_edited_is_refused(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    plugin, path = tmp_path / "test_bundled_blocks.py", tiny(**{"table.runtime": "onnxruntime"})
+    plugin.write_text("NUMBER = 1\n")
+    assert slimformer("table", path, "--bundle", tmp_path / "bundle", "--plugin", plugin).code == 0
+    answer(tmp_path / "bundle")
+    words = ("table", path, "--out", tmp_path / "run", "--import", tmp_path / "bundle")
+    assert "was written with other plugins" in slimformer(*words).mistake
+    assert slimformer(*words, "--plugin", plugin).code == 0
+    plugin.write_text("NUMBER = 2\n")
+    assert "or before they were edited" in slimformer(*words, "--plugin", plugin).mistake
 
 
 def test_writing_and_taking_a_bundle_at_once_is_a_mistake_and_so_is_a_folder_without_one(

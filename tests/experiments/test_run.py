@@ -14,6 +14,7 @@ from experiments import exporting
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.experiment import load_experiment
+from experiments.exporting import calibration_split
 from experiments.models import Job
 from experiments.pipeline import run_stage
 from experiments.run import Run, chosen_device
@@ -88,6 +89,17 @@ def test_evolution_searches_as_its_config_says(copied: Path, tmp_path: Path) -> 
     assert evolved("trials=12", "population=6", f"storage=sqlite:///{shared}") == first
     assert shared.is_file()
     assert not (copied / EVOLUTION).exists()
+
+
+def test_int8_is_calibrated_on_images_of_all_classes_however_they_are_sorted(copied: Path) -> None:
+    run = run_of(copied, "evaluate.calibration_images=60")
+    by_class = run.data.train.subset(run.data.train.labels.argsort())
+    assert len(set(by_class.labels[:60].tolist())) == 1
+    run.data = dataclasses.replace(run.data, train=by_class)
+    drawn = calibration_split(run).labels
+    assert len(drawn) == 60
+    assert len(set(drawn.tolist())) >= 9
+    assert calibration_split(run).labels.equal(drawn)
 
 
 def test_parity_is_checked_on_so_many_images(

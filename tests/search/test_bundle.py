@@ -158,6 +158,9 @@ def test_chunks_are_brought_to_one_speed_by_the_net_that_is_in_all(answered: Cal
         (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, 0, 2]), "samples_ms.2: input should be greater"),
         (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, -1, 2]), "samples_ms.2: input should be great"),
         (lambda data: data["chunks"].append({"net-5": data["chunks"][0]["net-5"]}), "a chunk lacks the net net-3"),
+        (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, 1e300, 2]), "samples_ms.2: input should be le"),
+        (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, float("nan"), 2]), "samples_ms.2: input should"),
+        (lambda data: data["machine"].update(cpu="x" * 500), "machine.cpu: has 500 characters, but at most 120 may be"),
         (lambda data: data.update(schema_version=2), "schema_version"),
         (lambda data: data.update(extra=1), "extra: unknown key"),
     ],
@@ -183,12 +186,17 @@ def test_a_bundle_that_was_not_measured_says_what_to_do(bundle: Path) -> None:
         read_bundle(bundle)
 
 
-def test_writing_the_same_bundle_again_keeps_its_results_and_another_does_not(answered: Callable[..., Path]) -> None:
+def test_results_count_for_the_bundle_they_are_of_and_are_never_lost(answered: Callable[..., Path]) -> None:
     bundle = answered()
+    before = (bundle / RESULTS).read_bytes()
     written(bundle)
     assert (bundle / RESULTS).exists()
     written(bundle, nets={"net-3": (partial(net, 3), (3, 8, 6))})
     assert not (bundle / RESULTS).exists()
+    (kept,) = bundle.glob("results-*.json")
+    assert kept.read_bytes() == before
+    with pytest.raises(UserError, match=rf"was not measured yet; .* \({kept.name}: of an earlier plan.json\)"):
+        read_bundle(bundle)
     assert [path.name for path in (bundle / "nets").iterdir()] == ["0001.onnx"]
     assert [planned.name for planned in load(Plan, bundle / PLAN).nets] == ["net-3"]
 
