@@ -16,7 +16,7 @@ quickstart: $(VENV)/installed ## install, then run the whole line on 1,797 digit
 	$(BIN)/slimformer quickstart
 
 test: $(VENV)/installed-test ## install, then run the tests
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 long: $(VENV)/installed-test ## run the tests that need minutes or the real images
 	$(BIN)/python -m pytest -m long --timeout=7200

@@ -17,6 +17,7 @@ from experiments.cli import app
 from experiments.experiment import load_experiment
 from experiments.plugins import import_plugins
 from search import runtimes
+from search.bundle import SCRIPT
 from search.measure import measure
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, block_types, blocks, create_model, inherit
 from supernet.convert import export_weights
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/LOG.md", "Makefile")
 EXPERIMENTS = tuple(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "experiments").glob("*.yaml")))
-SHELL_COMMANDS = ("make", "slimformer")
+SHELL_COMMANDS = ("make", "slimformer", "python")
 PLACES = ("supernet", "search", "train", "experiments", "analysis", "tests", "docs", ".ci")
 
 
@@ -198,6 +199,9 @@ def test_every_command_in_the_documents_exists() -> None:
         line = f"{document}: {shlex.join([program, *words])}"
         if program == "make":
             assert [word for word in words if "=" not in word and word not in targets] == [], line
+            continue
+        if program == "python":
+            assert words == [SCRIPT], line  # in a bundle
             continue
         assert words[0] in known, line
         options = {option for parameter in known[words[0]].params for option in parameter.opts}

@@ -65,8 +65,13 @@ TINY: dict[str, Any] = {
         "alpha": {"learning_rate": 0.1, "warmup_fraction": 0.5},
         "widths": {"random": 1, "warmup_fraction": 0.25},
     },
-    "table": {"runtime": "virtual", "rounds": 2, "copies": 1, "audit_nets": 4},
-    "search": {"budgets_of_largest": [0.71, 0.47], "score_images": 64, "refit_images": 128},
+    "table": {"runtime": "virtual", "rounds": 2, "copies": 1, "audit_nets": 4, "most_minutes": 0.0},
+    "search": {
+        "budgets_of_largest": [0.71, 0.47],
+        "score_images": 64,
+        "refit_images": 128,
+        "evolution": {"trials": 12, "population": 6},
+    },
     "train": {"epochs": 2, "batch_size": 128, "learning_rate": 2.0e-2, "precision": "fp32"},
     "evaluate": {"batch_size": 64, "parity_images": 2, "latency_rounds": 2},
 }
