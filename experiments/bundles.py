@@ -109,8 +109,8 @@ def measured_elsewhere(run: Run, jobs: list[Job]) -> dict[str, Timing]:
 
 def _table_nets(run: Run) -> dict[str, Skeleton | Architecture]:
     """All nets of the table and its audit, by their digests."""
-    skeletons = table_nets(run.space, copies=run.experiment.table.copies)
-    return {digest(net): net for net in (*skeletons, *run.audit_nets)}
+    nets: list[Skeleton | Architecture] = [*table_nets(run.space, copies=run.experiment.table.copies), *run.audit_nets]
+    return {digest(net): net for net in nets}
 
 
 def _written(run: Run, directory: Path, nets: Mapping[str, ShapedNet], *, rounds: int, what: str) -> None:

@@ -151,7 +151,7 @@ def measure(
 
 def machine() -> dict[str, Any]:
     """The device, in words."""
-    told = {}
+    told: dict[str, str] = {}
     information, board = Path("/proc/cpuinfo"), Path("/sys/firmware/devicetree/base/model")
     if information.is_file():
         for line in information.read_text(errors="replace").splitlines():
