@@ -6,6 +6,7 @@ processes can share and that outlives them; with one process the result depends 
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,13 +18,14 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from search.slimming import BudgetUnreachable, Latencies, Score, check_reachable
 from supernet import Architecture, SearchSpace, UserError
 from supernet.candidate import Candidate
 
 SamplerName = Literal["nsga2", "nsga3", "tpe"]
+OPENINGS = 5  # tries, where several processes open a new database at once
 GIVEN = "given"  # the trial's attribute that says which of the first ones it is
 HEARTBEAT_SECONDS = 30  # a worker that was silent for twice as long has died
 DRAWS_A_NET = 200  # of random search, for each net that it scores
@@ -245,13 +247,17 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
 def _opened(url: str) -> BaseStorage:
     """The database of a URL. Raises `UserError` if it cannot be opened, without the password that the URL may hold."""
     shown = url.rpartition("@")[2]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # of the heartbeat
-            return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"search.evolution.storage: {shown} cannot be opened ({reason})") from None
+    for attempt in range(OPENINGS):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)  # of the heartbeat
+                return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            if attempt == OPENINGS - 1 or not isinstance(error, IntegrityError | OperationalError):
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"search.evolution.storage: {shown} cannot be opened ({reason})") from None
+            time.sleep(0.2 * (attempt + 1))  # another process is making the tables at this moment
+    raise AssertionError
 
 
 def _sampler(name: SamplerName, *, population: int, seed: int) -> BaseSampler:
