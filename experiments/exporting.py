@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from experiments.bundles import ON_DEVICE, measured_elsewhere
+from experiments.delivered_latency import DeliveredNets, Latency
 from experiments.models import (
     DELIVERED_FILES,
     Exported,
@@ -24,8 +23,6 @@ from experiments.retraining import retrain_model
 from experiments.run import Run
 from experiments.solving import Solver
 from search.bundle import PLAN, RESULTS
-from search.measure import Net, Timing, measure
-from search.runtimes import FileRuntime
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, UserError, cost
 from supernet.onnx_export import export_onnx, onnx_parity
@@ -38,9 +35,7 @@ from train.retraining import weights_path
 from train.splits import Split, evaluation_batches
 
 MOST_TRIES = 4
-FIRST_PAUSE_SECONDS = 0.5
 MOST_DIFFERENCE = 1e-2  # of the largest logit, between ONNX and torch: far above rounding
-PAUSES = 7  # 63.5 s, which is less than training another model
 
 
 def export_models(run: Run) -> list[Path]:
@@ -48,11 +43,11 @@ def export_models(run: Run) -> list[Path]:
     models = found(run.path).models
     for model in models:
         _export(run, model.job, run.path / "models" / model.job.name)
-    timings = _measure(run, [model.job for model in models])
-    solver = Solver(run)
+    nets, solver = DeliveredNets(run), Solver(run)
+    latencies = _measure(run, nets, [model.job for model in models])
     results, paths = [], []
     for model in models:
-        result = _within_budget(run, solver, model, timings[model.job.name])
+        result = _within_budget(run, nets, solver, model, latencies[model.job.name])
         results.append(result)
         names = dict.fromkeys((*DELIVERED_FILES, measured_file(run.precision)))
         paths += [run.path / "delivered" / model.job.name / name for name in names]
@@ -113,38 +108,22 @@ def _calibration(run: Run) -> list[np.ndarray]:
     return [images_BCHW.numpy() for images_BCHW, _ in evaluation_batches(split, size)]
 
 
-def _measure(run: Run, jobs: list[Job]) -> dict[str, Timing]:
-    """The latency of the delivered files themselves (or of their modules, on a runtime that reads no ONNX)."""
+def _measure(run: Run, nets: DeliveredNets, jobs: list[Job]) -> dict[str, Latency]:
+    """What the delivered models take, here or on the table's device."""
     if run.elsewhere:
-        return measured_elsewhere(run, jobs)
-    nets: dict[str, Net] = {}
-    for job in jobs:
-        folder = run.path / "delivered" / job.name
-        architecture = Architecture.load(folder / "architecture.yaml")
-        shape = (run.experiment.table.batch_size, *architecture.input_shape)
-        if isinstance(run.runtime, FileRuntime):
-            nets[job.name] = run.runtime.load(folder / measured_file(run.precision), shape)
-        else:
-            nets[job.name] = run.runtime.build(trained_model(architecture, folder / "model.safetensors"), shape)
-    with run.screen.bar("measuring delivered models") as advance:
-        return measure(
-            nets,
-            rounds=run.experiment.evaluate.latency_rounds,
-            warmup=5,
-            generator=generator_for(run.experiment.seeds.table, "delivered"),
-            progress=lambda done, total: advance(done, total, {}),
-        )
+        return {name: Latency((timing,), speeds=()) for name, timing in measured_elsewhere(run, jobs).items()}
+    return nets.undisturbed(jobs)
 
 
-def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) -> ExportedModel:
+def _within_budget(run: Run, nets: DeliveredNets, solver: Solver, model: FoundModel, latency: Latency) -> ExportedModel:
     """The record of a model within its budget; if need be of a smaller one, trained and measured in its place."""
     job, tries, predicted_ms = model.job, 1, model.predicted_ms
     if run.elsewhere:  # one over its budget is said to be: another would have to go to the device again
-        return _record(run, job, timing, predicted_ms=predicted_ms, tries=tries, measurements=1)
-    timing, measurements = _undisturbed(run, job, timing)
-    while timing.median_ms > job.budget_ms and tries < MOST_TRIES:
-        run.screen.line(f"  {job.name}: measures {timing.median_ms:.3f} ms, over its budget; slimming on")
-        ratio = timing.median_ms / predicted_ms
+        return _record(run, job, latency, predicted_ms=predicted_ms, tries=tries)
+    while latency.timing.median_ms > job.budget_ms and tries < MOST_TRIES:
+        measured_ms = latency.timing.median_ms
+        run.screen.line(f"  {job.name}: measures {measured_ms:.3f} ms, over its budget; slimming on")
+        ratio = measured_ms / predicted_ms
         ask_ms = min(job.budget_ms * (1 - run.experiment.search.margin) / ratio, predicted_ms * (1 - 1e-6))
         try:
             delivery = solver.deliver(job, ask_at_most_ms=ask_ms)
@@ -157,34 +136,11 @@ def _within_budget(run: Run, solver: Solver, model: FoundModel, timing: Timing) 
         with run.screen.bar(f"training {job.name} again") as advance:
             retrain_model(run, delivery.architecture, job, progress=advance, into=directory)
         _export(run, job, run.path / directory / job.name)
-        timing, measurements = _undisturbed(run, job, _measure(run, [job])[job.name])
-    return _record(run, job, timing, predicted_ms=predicted_ms, tries=tries, measurements=measurements)
+        latency = nets.undisturbed([job])[job.name]
+    return _record(run, job, latency, predicted_ms=predicted_ms, tries=tries)
 
 
-def _undisturbed(run: Run, job: Job, timing: Timing) -> tuple[Timing, int]:
-    """A timing over the budget is taken again, after pauses: the fastest, and how many there were."""
-    if timing.median_ms > job.budget_ms:
-        run.screen.line(
-            f"  {job.name}: measures {timing.median_ms:.3f} ms, over its budget; measuring again after pauses"
-        )
-    return least_disturbed(timing, lambda: _measure(run, [job])[job.name], enough_ms=job.budget_ms)
-
-
-def least_disturbed(first: Timing, measure_again: Callable[[], Timing], *, enough_ms: float) -> tuple[Timing, int]:
-    """The fastest of some measurements, and their number; one whose median is not above `enough_ms` ends them.
-
-    Other programs only ever make a net slower, so the smallest median is the least disturbed. A measurement of a small
-    net is over in milliseconds, so the pauses between them, each twice as long, are what outlasts a disturbance.
-    """
-    fastest, taken = first, 1
-    while fastest.median_ms > enough_ms and taken <= PAUSES:
-        time.sleep(FIRST_PAUSE_SECONDS * 2 ** (taken - 1))
-        fastest = min(fastest, measure_again(), key=lambda timing: timing.median_ms)
-        taken += 1
-    return fastest, taken
-
-
-def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: int, measurements: int) -> ExportedModel:
+def _record(run: Run, job: Job, latency: Latency, *, predicted_ms: float, tries: int) -> ExportedModel:
     folder = run.path / "delivered" / job.name
     architecture = Architecture.load(folder / "architecture.yaml")
     model = trained_model(architecture, folder / "model.safetensors")
@@ -196,7 +152,7 @@ def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: i
             f"{folder / 'model.onnx'}: computes something else than the model: its logits differ by"
             f" {100 * parity.max_relative:.2g} %; a block that decides by the values of a tensor cannot be exported"
         )
-    size = cost(architecture)
+    size, timing = cost(architecture), latency.timing
     return ExportedModel(
         job=job,
         digest=architecture.digest,
@@ -204,9 +160,10 @@ def _record(run: Run, job: Job, timing: Timing, *, predicted_ms: float, tries: i
         measured_ms=timing.median_ms,
         measured_p10_ms=timing.p10_ms,
         measured_p90_ms=timing.p90_ms,
+        at_tables_speed_ms=latency.at_tables_speed_ms if latency.speeds else None,
         within_budget=timing.median_ms <= job.budget_ms,
         tries=tries,
-        measurements=measurements,
+        measurements=len(latency.timings),
         onnx_max_difference=parity.max_abs_difference,
         onnx_max_relative_difference=parity.max_relative,
         parameters=size.parameters,

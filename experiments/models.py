@@ -56,6 +56,8 @@ class ExportedModel(Record):
 
     `tries` counts trainings: above 1, the measured latency of an earlier net was over the budget. `measurements` counts
     those of this net: above 1, the first was over the budget, and the fastest of all is the one that stands here.
+    `at_tables_speed_ms` is what the net takes at the speed that the machine had when the table was measured, judged by
+    whole nets of the audit in the same rounds; null where another device measured.
     """
 
     job: Job
@@ -64,6 +66,7 @@ class ExportedModel(Record):
     measured_ms: float
     measured_p10_ms: float
     measured_p90_ms: float
+    at_tables_speed_ms: float | None = None
     within_budget: bool
     tries: int
     measurements: int

@@ -80,7 +80,7 @@ MEASURING = (
     "search.table_building",
     "search.latency_audit",
     "search.isolated",
-    "experiments.exporting",
+    "experiments.delivered_latency",
     "experiments.measuring",
 )
 
@@ -146,7 +146,7 @@ def _virtual_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in MEASURING:
             patch.setattr(f"{module}.measure", _measured)
-        patch.setattr("experiments.exporting.FIRST_PAUSE_SECONDS", 0.0)
+        patch.setattr("experiments.delivered_latency.FIRST_PAUSE_SECONDS", 0.0)
         yield
 
 
