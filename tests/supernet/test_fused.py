@@ -50,6 +50,16 @@ def test_the_deploy_form_computes_the_same(name: str, drawn: Drawn) -> None:
         assert torch.equal(tensor, before[key]), f"{key} of the original was changed"
 
 
+@pytest.mark.parametrize(("name", "expected"), [("efficientformer_l1", True), ("efficientformerv2_s0", False)])
+def test_the_deploy_form_computes_on_channels_last_maps_where_no_convolution_is_depthwise(
+    name: str, expected: bool
+) -> None:
+    stem = create_model(name, resolution_px=64).fused().stem
+    assert isinstance(stem, nn.Module)
+    with torch.no_grad():
+        assert stem(images()).is_contiguous(memory_format=torch.channels_last) == expected
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 def test_nothing_is_left_to_fold(name: str) -> None:
     left = [type(module) for module in create_model(name, resolution_px=64).fused().modules()]

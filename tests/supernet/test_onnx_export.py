@@ -10,7 +10,7 @@ from torch import nn
 from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
 from supernet.block_types import MB3D, MB4D, SeparableConv
 from supernet.metaformer import MetaFormer
-from supernet.onnx_export import export_onnx, onnx_bytes, onnx_parity, open_session
+from supernet.onnx_export import Exporter, export_onnx, onnx_bytes, onnx_parity, open_session
 from supernet.schema import UserError
 
 NET = Architecture(
@@ -58,6 +58,17 @@ def model() -> MetaFormer:
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return torch.randn(5, 2, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_a_pooling_block_is_exported_as_a_sum_that_onnx_runtime_keeps_in_its_blocked_layout(
+    exporter: Exporter,
+) -> None:
+    net = NET.model_copy(update={"stages": (NET.stages[0].model_copy(update={"blocks": NET.stages[0].blocks[:1]}),)})
+    content = onnx_bytes(MetaFormer(net).eval(), input_shape=(1, 2, 16, 24), exporter=exporter)
+    kinds = {node.op_type for node in onnx.load_from_string(content).graph.node}
+    assert "AveragePool" in kinds
+    assert not kinds & {"Sub", "Where", "Less"}
 
 
 def test_an_exported_model_computes_the_models_logits_for_any_batch(model, images, tmp_path):
