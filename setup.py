@@ -25,7 +25,7 @@ setup(
         "supernet.zoo": ["*.yaml"],
         "search": ["py.typed"],
         "train": ["py.typed"],
-        "experiments": ["py.typed", "*.yaml"],
+        "experiments": ["py.typed", "*.yaml", "studies/*.yaml"],
         "analysis": ["py.typed", "templates/*"],
     },
     include_package_data=False,

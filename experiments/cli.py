@@ -272,6 +272,28 @@ def audit_command(
     )
 
 
+@app.command("study")
+def study_command(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The study's folder (default: runs/NAME).")] = None,
+    override: SetOption = None,
+    report: Annotated[bool, typer.Option("--report", help="Only write records and figures of what is done.")] = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Prove or disprove, with many trainings, that scores rank nets and that search pays. Run it again to go on."""
+    from experiments.console import Screen
+    from experiments.plugins import import_plugins
+    from experiments.study import load_study, studied_run
+    from experiments.studying import run_study
+    from train.data import count_images
+
+    import_plugins(plugin or [])
+    described = load_study(study, overrides=tuple(override or ()))
+    run = studied_run(described, Screen(), command=_command(), plugins=plugin or ())
+    count_images(run.experiment.data)
+    run_study(described, run, out if out is not None else Path("runs") / described.name, only_report=report)
+
+
 def _stage_command(name: str, summary: str) -> None:
     @app.command(name, help=summary)
     def command(

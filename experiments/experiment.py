@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from supernet.schema import Record, UserError, parse, parse_yaml, read_data
+from supernet.schema import Record, RecordT, UserError, parse, parse_yaml, read_data
 from supernet.space import SearchSpace, SpaceShape
 from train.data import DataConfig
 from train.retraining import RetrainConfig
@@ -165,12 +165,17 @@ def load_experiment(path: Path, *, overrides: tuple[str, ...] = ()) -> Experimen
 
     Raises `UserError` with one line for anything that is wrong.
     """
+    return load_overridden(Experiment, path, overrides)
+
+
+def load_overridden(record: type[RecordT], path: Path, overrides: tuple[str, ...]) -> RecordT:
+    """Read a record from YAML or JSON, with dotted fields set otherwise. Raises `UserError`."""
     data = read_data(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
     for override in overrides:
         _override(data, override)
-    return parse(Experiment, data, source=" ".join([str(path), *(f"--set {override}" for override in overrides)]))
+    return parse(record, data, source=" ".join([str(path), *(f"--set {override}" for override in overrides)]))
 
 
 def _override(data: dict[str, Any], override: str) -> None:

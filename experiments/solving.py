@@ -31,16 +31,20 @@ EVOLUTION = "evolution.db"
 
 
 class Solver:
-    """Solves for budgets with every method, and closes the loop by measuring whole nets."""
+    """Solves for budgets with every method, and closes the loop by measuring whole nets.
 
-    def __init__(self, run: Run) -> None:
+    Scores and trials are kept in `working`, by default the run's folder.
+    """
+
+    def __init__(self, run: Run, *, working: Path | None = None) -> None:
         self.run = run
+        self.working = run.path if working is None else working
         self.trajectory: Trajectory | None = None
         self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Held-out accuracy of subnets; scores are kept in the run folder, so that a search can go on."""
+        """Held-out accuracy of subnets; scores are kept in a file, so that a search can go on."""
         search = self.run.experiment.search
         return Scorer(
             self.run.supernet,
@@ -49,7 +53,7 @@ class Solver:
             score_images=search.score_images,
             batch_size=self.run.experiment.evaluate.batch_size,
             precision=self.run.experiment.supernet.precision,
-            cache=self.run.path / "scores.jsonl",
+            cache=self.working / "scores.jsonl",
         )
 
     def slimmed(self, asked_ms: float) -> Architecture:
@@ -126,7 +130,7 @@ class Solver:
                 seed=run.experiment.seeds.search,
                 population=config.population,
                 sampler=config.sampler,
-                storage=config.storage or f"sqlite:///{run.path.resolve() / EVOLUTION}",
+                storage=config.storage or f"sqlite:///{self.working.resolve() / EVOLUTION}",
                 study_name=f"{run.experiment.name}-{digest_of([came_from, search])[:16]}",
                 alone=config.storage is None,
                 progress=counted(advance),

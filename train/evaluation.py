@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -42,6 +43,15 @@ def accuracy_of_batches(model: nn.Module, batches: Iterable[Batch], *, precision
         correct += (logits_BK.argmax(dim=1) == labels_B).sum()
         total += len(labels_B)
     return Accuracy(correct=int(correct), total=total)
+
+
+def cross_entropy_of_batches(model: nn.Module, batches: Iterable[Batch], *, precision: Precision) -> float:
+    """The mean cross-entropy of the labels in nats, over batches that were made before."""
+    total, images = 0.0, 0
+    for logits_BK, labels_B in _outputs(model, batches, precision):
+        total += float(F.cross_entropy(logits_BK.float(), labels_B, reduction="sum"))
+        images += len(labels_B)
+    return total / images
 
 
 def refit_batchnorm(model: nn.Module, batches: Iterable[Batch], *, precision: Precision) -> None:

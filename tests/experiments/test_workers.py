@@ -78,10 +78,10 @@ def test_an_interruption_or_a_killed_process_ends_all_and_the_run_goes_on_later(
 ) -> None:
     follow = workers._follow
 
-    def disturbed(run: Any, processes: Any, reports: Any, *, models: int) -> None:
+    def disturbed(processes: Any, reports: Any, tell: Any) -> None:
         reports.get()  # a training has begun
         os.kill(os.getpid() if by == signal.SIGINT else processes[0].pid, by)
-        follow(run, processes, reports, models=models)
+        follow(processes, reports, tell)
 
     with monkeypatch.context() as patch:
         patch.setattr(workers, "_follow", disturbed)
