@@ -8,8 +8,10 @@ from analysis.architecture_drawing import architecture_figure
 from analysis.importance_plot import importance_figure
 from analysis.latency_audit import latency_audit_figure
 from analysis.pareto_plot import pareto_figure, pareto_front
+from analysis.ranking import Ranking, ranking
 from analysis.report import write_figures, write_report
 from analysis.run_folder import Missing, Run, read_run
+from analysis.study_plot import rank_figure, study_figure, write_study_figures
 from analysis.summary import SUMMARY_COLUMNS, SummaryRow, summary_table
 from analysis.supernet_plot import supernet_figure
 from analysis.trajectory_plot import trajectory_figure
@@ -20,6 +22,7 @@ __all__ = [
     "Comparison",
     "Interval",
     "Missing",
+    "Ranking",
     "Run",
     "SummaryRow",
     "architecture_figure",
@@ -31,7 +34,10 @@ __all__ = [
     "latency_audit_figure",
     "pareto_figure",
     "pareto_front",
+    "rank_figure",
+    "ranking",
     "read_run",
+    "study_figure",
     "summary_table",
     "supernet_figure",
     "trajectory_figure",
@@ -39,4 +45,5 @@ __all__ = [
     "wilson",
     "write_figures",
     "write_report",
+    "write_study_figures",
 ]

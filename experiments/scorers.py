@@ -7,15 +7,19 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from experiments.run import Run
 from experiments.scoring import Scorer
+from experiments.zero_cost import naswot, synflow
 from search.contributions import Contributions, removal_contributions
 from search.importance import Importance
 from supernet import Architecture, SearchSpace, cost, inherit
 from supernet.schema import Record, load, save
-from train.evaluation import accuracy_of_batches, cross_entropy_of_batches, refit_batchnorm
+from train.evaluation import accuracy_of_batches, outcome_of_batches, refit_batchnorm
 
 Scores = dict[str, float]
+UNTRAINED_IMAGES = 128
 
 
 class HeldOutScore(Record):
@@ -25,6 +29,14 @@ class HeldOutScore(Record):
     accuracy_percent: float
     accuracy_without_refit_percent: float
     cross_entropy: float
+
+
+class UntrainedScore(Record):
+    """What `experiments.zero_cost` says of an architecture."""
+
+    digest: str
+    naswot: float
+    synflow: float
 
 
 class Scorers:
@@ -37,14 +49,15 @@ class Scorers:
     - `alpha_log_probability`: the sum of the log-probabilities that the supernet's alphas give to the candidates chosen
     - `alpha_importance`: the sum of the published importance (probabilities of the blocks over that of identity) over
       the positions that keep a block; like the one above it does not see widths
+    - `naswot`, `synflow`: of the untrained net, on 128 training images and on none (`experiments.zero_cost`)
     - `table_ms`, `macs`, `parameters`: what the net costs
 
-    Held-out scores are kept as files in `folder`, and every image of the score split counts unless the experiment's
-    search takes fewer.
+    All but the costs and the alphas' are kept as files in `folder`. Images are those of the experiment's search.
     """
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.importance = load(Importance, run.path / "importance.json")
         self._contributions: Contributions | None = None
 
@@ -59,12 +72,12 @@ class Scorers:
             score_images=search.score_images,
             batch_size=self.run.experiment.evaluate.batch_size,
             precision=self.run.experiment.supernet.precision,
-            cache=None,
+            cache=self.folder / "scores.jsonl",
         )
 
     def of(self, architecture: Architecture) -> Scores:
         """Every score by its name."""
-        held_out, size = self.held_out(architecture), cost(architecture)
+        held_out, untrained, size = self.held_out(architecture), self.untrained(architecture), cost(architecture)
         return {
             "supernet_accuracy": held_out.accuracy_percent,
             "supernet_accuracy_no_refit": held_out.accuracy_without_refit_percent,
@@ -72,6 +85,8 @@ class Scorers:
             "additive": self.contributions().percent(self.run.space, architecture),
             "alpha_log_probability": alpha_log_probability(self.importance, self.run.space, architecture),
             "alpha_importance": alpha_importance(self.importance, self.run.space, architecture),
+            "naswot": untrained.naswot,
+            "synflow": untrained.synflow,
             "table_ms": self.run.table.latency_ms(architecture),
             "macs": float(size.macs),
             "parameters": float(size.parameters),
@@ -86,11 +101,26 @@ class Scorers:
         net = inherit(scorer.supernet, architecture)
         as_it_is = accuracy_of_batches(net, scorer.images, precision=scorer.precision)
         refit_batchnorm(net, scorer.refit, precision=scorer.precision)
+        refitted, cross_entropy = outcome_of_batches(net, scorer.images, precision=scorer.precision)
         score = HeldOutScore(
             digest=architecture.digest,
-            accuracy_percent=accuracy_of_batches(net, scorer.images, precision=scorer.precision).percent,
+            accuracy_percent=refitted.percent,
             accuracy_without_refit_percent=as_it_is.percent,
-            cross_entropy=cross_entropy_of_batches(net, scorer.images, precision=scorer.precision),
+            cross_entropy=cross_entropy,
+        )
+        save(score, path)
+        return score
+
+    def untrained(self, architecture: Architecture) -> UntrainedScore:
+        """What the architecture's fresh net says; from its file, if it was asked before."""
+        path = self.folder / f"{architecture.digest}-untrained.json"
+        if path.exists():
+            return load(UntrainedScore, path)
+        images_NCHW = torch.cat([images for images, _ in self.scorer.refit])[:UNTRAINED_IMAGES].cpu()
+        score = UntrainedScore(
+            digest=architecture.digest,
+            naswot=naswot(architecture, images_NCHW, seed=0),
+            synflow=synflow(architecture, seed=0),
         )
         save(score, path)
         return score
@@ -103,7 +133,7 @@ class Scorers:
         if self._contributions is None:
 
             def score(architecture: Architecture) -> float:
-                percent = self.held_out(architecture).accuracy_percent
+                percent = self.scorer(architecture)
                 told()
                 return percent
 

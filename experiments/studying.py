@@ -22,7 +22,7 @@ from experiments.study import Study
 from experiments.study_units import StudyFolder, Training, distinct, train_net, trained
 from experiments.workers import Report, train_at_once
 from supernet import UserError
-from supernet.schema import save
+from supernet.schema import load, save
 from train.retraining import check_retraining
 
 CONFIG = "study-config.json"
@@ -31,9 +31,9 @@ RANK_RECORD, COMPARE_RECORD = "rank_study.json", "study.json"
 
 def run_study(study: Study, run: Run, path: Path, *, only_report: bool) -> None:
     """Do what is missing of a study in its folder, and leave its records there; or only report what there is."""
-    with locked(path):
-        save(study, path / CONFIG)
+    with locked(path, study):
         opened = OpenStudy(study, run, path)
+        save(study, path / CONFIG)
         torch.set_num_threads(run.threads)
         if not only_report:
             opened.prepare()
@@ -204,9 +204,15 @@ class _Follower:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, study: Study) -> Iterator[None]:
     """Hold a study's folder. Raises `UserError` for a folder of something else, or one that is held."""
-    if path.is_dir() and not (path / CONFIG).exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+    if (path / CONFIG).exists():
+        name = load(Study, path / CONFIG).name
+        if name != study.name:
+            raise UserError(
+                f"{path}: belongs to the study {name!r}, not to {study.name!r}; name another folder with --out"
+            )
+    elif path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
         raise UserError(f"{path}: is not empty and holds no study; name another folder with --out")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -217,5 +223,5 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{path}: another study is at work in this folder") from None
+            raise UserError(f"{path}: another process is at work on this study") from None
         yield

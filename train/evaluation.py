@@ -45,13 +45,14 @@ def accuracy_of_batches(model: nn.Module, batches: Iterable[Batch], *, precision
     return Accuracy(correct=int(correct), total=total)
 
 
-def cross_entropy_of_batches(model: nn.Module, batches: Iterable[Batch], *, precision: Precision) -> float:
-    """The mean cross-entropy of the labels in nats, over batches that were made before."""
-    total, images = 0.0, 0
+def outcome_of_batches(model: nn.Module, batches: Iterable[Batch], *, precision: Precision) -> tuple[Accuracy, float]:
+    """The accuracy and the mean cross-entropy of the labels, in nats, over batches that were made before."""
+    correct, total, nats = 0, 0, 0.0
     for logits_BK, labels_B in _outputs(model, batches, precision):
-        total += float(F.cross_entropy(logits_BK.float(), labels_B, reduction="sum"))
-        images += len(labels_B)
-    return total / images
+        correct += int((logits_BK.argmax(dim=1) == labels_B).sum())
+        nats += float(F.cross_entropy(logits_BK.float(), labels_B, reduction="sum"))
+        total += len(labels_B)
+    return Accuracy(correct=correct, total=total), nats / total
 
 
 def refit_batchnorm(model: nn.Module, batches: Iterable[Batch], *, precision: Precision) -> None:

@@ -1,0 +1,37 @@
+"""Intervals of a few trainings against scipy's."""
+
+from __future__ import annotations
+
+import pytest
+from scipy import stats
+
+from analysis.intervals import paired_interval, t_interval, welch_interval, widest
+
+FIRST, SECOND = [80.1, 80.9, 81.4], [79.0, 80.2, 79.9]
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    expected = stats.ttest_1samp(FIRST, 0).confidence_interval(0.95)
+    assert t_interval(FIRST) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_a_paired_difference_is_students() -> None:
+    expected = stats.ttest_rel(FIRST, SECOND).confidence_interval(0.95)
+    assert paired_interval(FIRST, SECOND) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_an_unpaired_difference_is_welchs() -> None:
+    expected = stats.ttest_ind(FIRST, [*SECOND, 77.0], equal_var=False).confidence_interval(0.95)
+    assert welch_interval(FIRST, [*SECOND, 77.0]) == pytest.approx((expected.low, expected.high))
+    assert welch_interval([1.0, 1.0], [3.0, 3.0]) == (-2, -2)
+
+
+def test_one_value_has_no_interval() -> None:
+    assert t_interval([80.0]) is None
+    assert paired_interval([80.0], [79.0]) is None
+    assert welch_interval([80.0], SECOND) is None
+
+
+def test_the_widest_interval_is_named() -> None:
+    assert widest({"a": (0.0, 1.0), "b": None, "c": (-1.0, 0.5)}) == ((-1.0, 0.5), "c")
+    assert widest({"b": None}) == (None, None)

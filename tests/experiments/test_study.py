@@ -1,0 +1,338 @@
+"""`slimformer study`: many trainings against scores and between methods, resumable unit by unit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments import studying
+from experiments.compare_study import WITHOUT_RANDOMNESS, difference_of, interval_of
+from experiments.experiment import load_experiment
+from experiments.study import Study, load_study
+
+Slimformer = Callable[..., Any]
+Contents = Callable[[Path], dict[str, bytes]]
+WriteStudy = Callable[..., Path]
+
+SHIPPED = sorted((Path(studying.__file__).parent / "studies").glob("*.yaml"))
+RECIPE = {"epochs": 1, "batch_size": 128, "learning_rate": 2.0e-2, "precision": "fp32"}
+RANK = {"architectures": 9, "seeds": [0], "ceiling": {"architectures": 3, "seed": 1}}
+COMPARE = {
+    "budgets_of_largest": [0.8],
+    "methods": ["random_search", "search", "exact", "uniform", "random", "evolution"],
+    "search_seeds": [0, 1],
+    "retrain_seeds": [0, 1],
+    "trials": 4,
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path, finished: Path) -> WriteStudy:
+    """Writes a study of the finished tiny run: `write(rank=RANK)` is the path of a YAML file."""
+
+    def to_file(**sections: Any) -> Path:
+        data = {
+            "schema_version": 1,
+            "name": "small",
+            "experiment": str(finished.parent / "tiny.yaml"),
+            "run": str(finished),
+            "device": "cpu",
+            "threads": 1,
+            "train": RECIPE,
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(data | sections))
+        return path
+
+    return to_file
+
+
+@pytest.fixture
+def trained_nets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The digest and seed of every training that is begun in this process."""
+    begun: list[tuple[str, int]] = []
+    train = studying.train_net
+
+    def watched(run: Any, task: Any, progress: Any) -> None:
+        begun.append((task.name, task.seed))
+        train(run, task, progress)
+
+    monkeypatch.setattr(studying, "train_net", watched)
+    return begun
+
+
+def record(folder: Path, name: str) -> Any:
+    """A record without what is timed."""
+    data = json.loads((folder / name).read_text())
+    for timed in ("environment", "training_minutes", "speed"):
+        data.pop(timed, None)
+    for result in data.get("results", ()):
+        result.pop("minutes")
+        result.pop("search_minutes")
+    return data
+
+
+def test_a_rank_study_trains_every_net_once_and_ranks_every_score(
+    write: WriteStudy,
+    slimformer: Slimformer,
+    tmp_path: Path,
+    finished: Path,
+    contents: Contents,
+    trained_nets: list[tuple[str, int]],
+) -> None:
+    before = contents(finished)
+    out = tmp_path / "out"
+    outcome = slimformer("study", write(rank=RANK), "--out", out)
+    assert outcome.code == 0, outcome.err
+    found = record(out, "rank_study.json")
+    assert (found["trainings"], found["missing"], found["seed_ceiling_architectures"]) == (12, 0, 3)
+    assert len(set(trained_nets)) == len(trained_nets) == 12
+    nets = {net["digest"]: net for net in found["architectures"]}
+    assert len(nets) == 9
+    by_ms = sorted(nets.values(), key=lambda net: net["table_ms"])
+    twice = [net["digest"] for net in by_ms if set(net["accuracy_percent"]) == {"0", "1"}]
+    assert twice == [by_ms[0]["digest"], by_ms[4]["digest"], by_ms[8]["digest"]]  # the ceiling is spread
+    names = [scorer["scorer"] for scorer in found["scorers"]]
+    assert len(names) == len(set(names)) >= 9
+    for scorer in found["scorers"]:
+        assert scorer["num_architectures"] == 9
+        assert scorer["seed_ceiling_tau"] == found["seed_ceiling_tau"]
+        if scorer["kendall_tau"] is not None:
+            low, high = scorer["tau_interval_95"]
+            assert -1 <= low <= high <= 1
+    for net in nets.values():
+        assert set(net["scores"]) == set(names)
+        assert net["scores"]["macs"] == net["macs"]
+        assert net["scores"]["table_ms"] == net["table_ms"]
+    assert contents(finished) == before  # the run that is studied stays as it was
+    for word in ("Kendall's tau of 12 trainings", "supernet, accuracy", "rank_study.svg"):
+        assert word in outcome.out
+    assert (out / "rank_study.svg").read_text().startswith("<svg")
+
+
+def test_an_interrupted_study_leaves_a_valid_record_and_ends_in_the_same_one(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(rank=RANK, train=RECIPE | {"epochs": 2})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert slimformer("study", path, "--out", whole).code == 0
+    train, begun = studying.train_net, list[tuple[str, int]]()
+
+    def interrupted(run: Any, task: Any, progress: Any) -> None:
+        begun.append((task.name, task.seed))
+
+        def until_the_second_epoch(done: int, total: int, figures: dict[str, float]) -> None:
+            progress(done, total, figures)
+            if len(begun) == 10 and done > total // 2:
+                raise KeyboardInterrupt
+
+        train(run, task, until_the_second_epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(studying, "train_net", interrupted)
+        assert slimformer("study", path, "--out", parts).code == 130
+    partial = record(parts, "rank_study.json")
+    assert (partial["trainings"], partial["missing"]) == (12, 3)
+    assert {scorer["num_architectures"] for scorer in partial["scorers"]} == {9}
+    resumed = list(parts.rglob("*-checkpoint.safetensors"))
+    assert len(resumed) == 1  # of the training that was under way
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            studying, "train_net", lambda *words: (begun.append((words[1].name, words[1].seed)), train(*words))
+        )
+        assert slimformer("study", path, "--out", parts).code == 0
+    assert len(begun) == 13  # one was begun twice
+    assert record(parts, "rank_study.json") == record(whole, "rank_study.json")
+    units = sorted(file.relative_to(parts) for file in parts.glob("trained/*/*"))
+    assert units == sorted(file.relative_to(whole) for file in whole.glob("trained/*/*"))
+    assert all(unit.suffix == ".json" for unit in units)
+
+
+def test_two_processes_give_the_record_of_one(write: WriteStudy, slimformer: Slimformer, tmp_path: Path) -> None:
+    path = write(rank={"architectures": 5})
+    for processes in (1, 2):
+        at_once = ("--set", "threads=2", "--set", f"processes={processes}")
+        if processes == 1:
+            at_once = ("--set", "threads=1")  # a thread a training, in both
+        outcome = slimformer("study", path, "--out", tmp_path / str(processes), *at_once)
+        assert outcome.code == 0, outcome.err
+        assert "5 of 5" in outcome.out
+    assert record(tmp_path / "1", "rank_study.json") == record(tmp_path / "2", "rank_study.json")
+
+
+def test_a_comparison_delivers_and_trains_what_methods_share_once(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+) -> None:
+    out = tmp_path / "out"
+    outcome = slimformer("study", write(rank={"architectures": 5}, compare=COMPARE), "--out", out)
+    assert outcome.code == 0, outcome.err
+    found = record(out, "study.json")
+    assert found["missing"] == found["searches_missing"] == 0
+    results = {result["method"]: result for result in found["results"]}
+    assert list(results) == COMPARE["methods"]
+    (budget_ms,) = found["budgets_ms"]
+    nets = {net["digest"] for result in results.values() for net in result["nets"]}
+    ranked = {net["digest"] for net in record(out, "rank_study.json")["architectures"]}
+    assert set(trained_nets) == {(name, 0) for name in ranked} | {(name, seed) for name in nets for seed in (0, 1)}
+    assert len(trained_nets) == len(set(trained_nets))
+    asked = sum(len(result["nets"]) for result in results.values())
+    assert len(nets) < asked  # so that something was shared
+    for method, result in results.items():
+        assert result["search_seeds"] == ([0] if method in WITHOUT_RANDOMNESS else [0, 1])
+        assert len(result["accuracy_percent"]) == 2 * len(result["nets"]) > 0
+        assert result["missing"] == 0
+        assert result["mean"] == pytest.approx(sum(result["accuracy_percent"]) / len(result["accuracy_percent"]))
+        assert all(0 < ms <= budget_ms for ms in result["measured_ms"])
+        assert len(result["measured_ms"]) == len(result["nets"])
+        reference = results["random_search"]
+        if method == "random_search":
+            assert result["difference_to_random"] is None
+        else:
+            assert result["difference_to_random"] == pytest.approx(result["mean"] - reference["mean"])
+            low, high = result["difference_interval_95"]
+            assert low <= result["difference_to_random"] <= high
+            assert " t " in result["difference_by"]
+    assert (out / "study.svg").exists()
+    trained_nets.clear()
+    again = slimformer("study", tmp_path / "study.yaml", "--out", out)
+    assert again.code == 0, again.err
+    assert trained_nets == []
+    assert record(out, "study.json") == found
+
+
+def test_another_recipe_trains_anew_and_what_was_trained_stays(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+) -> None:
+    path, out = write(rank={"architectures": 5}), tmp_path / "out"
+    assert slimformer("study", path, "--out", out).code == 0
+    first = record(out, "rank_study.json")
+    assert slimformer("study", path, "--out", out, "--set", "train.learning_rate=1e-3").code == 0
+    assert len(trained_nets) == 10
+    assert record(out, "rank_study.json")["architectures"] != first["architectures"]
+    assert slimformer("study", path, "--out", out).code == 0
+    assert len(trained_nets) == 10
+    assert record(out, "rank_study.json") == first
+
+
+def test_a_report_of_what_is_done_trains_nothing(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+) -> None:
+    outcome = slimformer(
+        "study", write(rank={"architectures": 5}, compare=COMPARE), "--out", tmp_path / "out", "--report"
+    )
+    assert outcome.code == 0, outcome.err
+    assert trained_nets == []
+    assert record(tmp_path / "out", "rank_study.json")["missing"] == 5
+    assert record(tmp_path / "out", "study.json")["searches_missing"] == 9
+    assert "5 trainings are missing" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({}, "a study needs a section: rank, compare or both"),
+        ({"rank": {"architecturs": 9}}, "rank.architecturs: unknown key (did you mean architectures?)"),
+        ({"rank": {"architectures": 4}}, "rank.architectures: "),
+        ({"rank": {"seeds": [1, 1]}}, "rank.seeds: each seed at most once"),
+        ({"rank": {"ceiling": {"architectures": 3, "seed": 0}}}, "ceiling.seed: 0 is among the seeds"),
+        ({"rank": {"architectures": 5, "ceiling": {"architectures": 6, "seed": 1}}}, "6 of 5 architectures"),
+        ({"compare": COMPARE | {"budgets_ms": [0.1]}}, "give either budgets_ms or budgets_of_largest"),
+        ({"compare": COMPARE | {"methods": ["exact", "exact"]}}, "methods: each at most once"),
+        ({"compare": COMPARE | {"methods": ["exakt"]}}, "compare.methods.1: "),
+        ({"rank": RANK, "schema_version": 2}, "schema_version"),
+        ({"rank": RANK, "run": "nowhere"}, "run: nowhere holds no run"),
+        ({"rank": RANK, "experiment": "nowhere.yaml"}, "nowhere.yaml: no such file"),
+        ({"rank": {"architectures": 100_000}}, "rank.architectures: 100000, but 3000 random ones"),
+    ],
+)
+def test_a_mistake_in_a_study_is_one_line_and_nothing_is_written(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, sections: dict[str, Any], line: str
+) -> None:
+    outcome = slimformer("study", write(**sections), "--out", tmp_path / "out")
+    assert line in outcome.mistake
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_a_run_without_a_table_or_of_other_settings_is_refused(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, copied: Path
+) -> None:
+    path = write(rank=RANK, run=str(copied))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["stages"]["table"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    assert "has no table yet" in slimformer("study", path, "--out", tmp_path / "out").mistake
+    config = json.loads((copied / "config.json").read_text())
+    config["supernet"]["epochs"] = 3
+    (copied / "config.json").write_text(json.dumps(config))
+    mistake = slimformer("study", path, "--out", tmp_path / "out").mistake
+    assert "a supernet of other settings" in mistake
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_not_written_into(
+    write: WriteStudy, slimformer: Slimformer, copied: Path, contents: Contents
+) -> None:
+    before = contents(copied)
+    assert "holds no study" in slimformer("study", write(rank=RANK), "--out", copied).mistake
+    assert contents(copied) == before
+
+
+def test_a_folder_of_another_study_is_not_written_into(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, contents: Contents
+) -> None:
+    out = tmp_path / "out"
+    assert slimformer("study", write(rank={"architectures": 5}), "--out", out, "--report").code == 0
+    before = contents(out)
+    mistake = slimformer("study", write(rank=RANK, name="other"), "--out", out).mistake
+    assert "belongs to the study 'small', not to 'other'" in mistake
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_study_that_comes_with_the_project_is_of_its_experiment(path: Path) -> None:
+    study = load_study(path)
+    root = path.parents[2]
+    assert load_experiment(root / study.experiment).name == Path(study.run).name
+    assert study.name == path.stem
+    assert study.train.start == "scratch"
+    assert load_study(path, overrides=("threads=3",)) == Study(**{**dict(study), "threads": 3})
+
+
+def test_there_are_studies_to_load() -> None:
+    assert len(SHIPPED) >= 2
+
+
+def test_the_interval_of_a_method_covers_its_searches_and_its_retrainings() -> None:
+    searches_differ = {0: (80.0, 80.2), 1: (84.0, 84.2)}
+    interval, by = interval_of(searches_differ)
+    assert by == "Student's t over search seeds"
+    assert interval is not None
+    assert interval[0] < 80 < 84 < interval[1]
+    one_net = {0: (80.0, 82.0, 81.0), 1: (80.0, 82.0, 81.0)}  # both searches found it
+    interval, by = interval_of(one_net)
+    assert by == "Student's t over retraining seeds"
+    assert interval == pytest.approx((81 - 2.4841, 81 + 2.4841), abs=1e-3)
+    assert interval_of({0: (80.0,)}) == (None, None)
+    assert interval_of({}) == (None, None)
+
+
+def test_a_difference_is_paired_by_seeds_and_says_how() -> None:
+    reference = {0: (80.0, 80.4), 1: (81.0, 81.2)}
+    better = {seed: tuple(percent + 1 for percent in percents) for seed, percents in reference.items()}
+    found, interval, by = difference_of(better, reference)
+    assert found == pytest.approx(1)
+    assert interval == pytest.approx((1, 1))
+    assert by is not None
+    assert by.startswith("paired t")
+    found, interval, by = difference_of({0: (82.0, 82.4)}, reference)  # a method without randomness
+    assert found == pytest.approx(82.2 - 80.65)
+    assert by == "Welch's t, retraining seeds against search seeds"
+    assert interval is not None
+    assert interval[0] < 0 < interval[1]  # two seeds say little
+    assert difference_of({}, reference) == (None, None, None)
+    assert difference_of({0: (82.0,)}, {0: (81.0,)}) == (1.0, None, None)
