@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-SAMPLES = 2000
+SAMPLES = 1000
 GROUPS = 3  # by latency: terciles
 FEWEST = 3  # nets with which a correlation says anything
 

@@ -23,6 +23,7 @@ from search.delivery import Delivery
 from search.latency_audit import measure_models
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, cost
+from supernet.cost import Cost
 from supernet.schema import Record, load, plain, save
 from train.randomness import generator_for
 from train.retraining import RetrainConfig
@@ -137,6 +138,8 @@ class CompareStudy:
 
     def __init__(self, study: Study, config: CompareConfig, run: Run, folder: StudyFolder) -> None:
         self.study, self.config, self.folder = study, config, folder
+        self._found: dict[Path, FoundNet] = {}
+        self._costs: dict[str, Cost] = {}
         self.run = self._asking(run, seed=config.search_seeds[0])
         searched = self.run.experiment.search.model_copy(update={"methods": ()})
         came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
@@ -180,7 +183,14 @@ class CompareStudy:
     def found(self, job: Job, seed: int) -> FoundNet | None:
         """What a search found, if it was done."""
         path = self._searching(job.method, seed) / f"{job.name}.json"
-        return load(FoundNet, path) if path.exists() else None
+        if path not in self._found and path.exists():
+            self._found[path] = load(FoundNet, path)
+        return self._found.get(path)
+
+    def _cost(self, net: Architecture) -> Cost:
+        if net.digest not in self._costs:
+            self._costs[net.digest] = cost(net)
+        return self._costs[net.digest]
 
     def _searching(self, method: Method, seed: int) -> Path:
         """Where a method with a seed keeps its scores and trials, apart from others, so that each pays for its own."""
@@ -253,7 +263,7 @@ class CompareStudy:
     def trainings(self) -> list[Training]:
         """Every net that was found with every seed, one seed of all after another."""
         nets = self.nets
-        macs = {name: cost(net).macs for name, net in nets.items()}
+        macs = {name: self._cost(net).macs for name, net in nets.items()}
         return [
             self.folder.training(net, seed, macs=macs[name])
             for seed in self.config.retrain_seeds
@@ -311,7 +321,7 @@ class CompareStudy:
         for job, seed, each in found:
             if each is None or each.delivery is None:
                 continue
-            last, size = each.delivery.delivered, cost(each.delivery.architecture)
+            last, size = each.delivery.delivered, self._cost(each.delivery.architecture)
             seeds = [retrain for retrain in self.config.retrain_seeds if (last.digest, retrain) in results]
             studied[job.method, job.budget_ms].append(
                 StudiedNet(

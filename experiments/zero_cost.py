@@ -54,7 +54,7 @@ def synflow(architecture: Architecture, *, seed: int) -> float:
     heads = outputs if isinstance(outputs, tuple) else (outputs,)
     torch.cat(heads).sum().backward()  # type: ignore[no-untyped-call]
     pairs = [(weight, weight.grad) for weight in net.parameters()]
-    flow = sum(float((weight * grad).abs().sum()) for weight, grad in pairs if grad is not None)
+    flow = sum(float((weight.detach() * grad).abs().sum()) for weight, grad in pairs if grad is not None)
     return math.log(flow) if flow > 0 else LOWEST
 
 

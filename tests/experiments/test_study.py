@@ -196,7 +196,7 @@ def test_a_comparison_delivers_and_trains_what_methods_share_once(
             assert result["difference_to_random"] == pytest.approx(result["mean"] - reference["mean"])
             low, high = result["difference_interval_95"]
             assert low <= result["difference_to_random"] <= high
-            assert " t " in result["difference_by"]
+            assert "seeds" in result["difference_by"]
     assert (out / "study.svg").exists()
     trained_nets.clear()
     again = slimformer("study", tmp_path / "study.yaml", "--out", out)
