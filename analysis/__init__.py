@@ -8,7 +8,6 @@ from analysis.architecture_drawing import architecture_figure
 from analysis.importance_plot import importance_figure
 from analysis.latency_audit import latency_audit_figure
 from analysis.pareto_plot import pareto_figure, pareto_front
-from analysis.ranking import Ranking, ranking
 from analysis.report import write_figures, write_report
 from analysis.run_folder import Missing, Run, read_run
 from analysis.study_plot import rank_figure, study_figure, write_study_figures
@@ -22,7 +21,6 @@ __all__ = [
     "Comparison",
     "Interval",
     "Missing",
-    "Ranking",
     "Run",
     "SummaryRow",
     "architecture_figure",
@@ -35,7 +33,6 @@ __all__ = [
     "pareto_figure",
     "pareto_front",
     "rank_figure",
-    "ranking",
     "read_run",
     "study_figure",
     "summary_table",

@@ -55,7 +55,9 @@ STUDY: dict[str, Any] = {
     "trainings": 8,
     "missing": 2,
     "budgets_ms": [0.2, 0.4],
-    "results": [result(m, b, v) for m, b, v in (("exact", 0.2, 80.0), ("random_search", 0.2, 79.0), ("exact", 0.4, None))],
+    "results": [
+        result(m, b, v) for m, b, v in (("exact", 0.2, 80.0), ("random_search", 0.2, 79.0), ("exact", 0.4, None))
+    ],
 }
 
 

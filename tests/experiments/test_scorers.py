@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import scorers
+from experiments import rank_study, scorers
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.rank_study import BINS, spread_architectures
@@ -85,7 +85,10 @@ def test_alphas_score_the_blocks_that_are_kept(run: Run) -> None:
     assert alpha_log_probability(importance, space, empty) == pytest.approx(unlikely)
 
 
-def test_architectures_are_spread_over_the_latencies_and_fewer_are_the_first_of_more(run: Run) -> None:
+def test_architectures_are_spread_over_the_latencies_and_fewer_are_the_first_of_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_study, "DRAWS", 300)
     nets = spread_architectures(run, RankConfig(architectures=22))
     assert len({net.digest for net in nets}) == 22
     assert nets[:2] == [run.space.smallest, run.space.largest]
@@ -96,6 +99,7 @@ def test_architectures_are_spread_over_the_latencies_and_fewer_are_the_first_of_
     assert len({min(BINS - 1, int(BINS * share)) for share in shares}) >= BINS - 2  # where the space has some
 
 
-def test_more_architectures_than_there_are_is_a_mistake(run: Run) -> None:
-    with pytest.raises(UserError, match=r"rank\.architectures: 5000, but 3000 random ones of this space are \d+"):
+def test_more_architectures_than_there_are_is_a_mistake(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_study, "DRAWS", 30)
+    with pytest.raises(UserError, match=r"rank\.architectures: 5000, but 30 random ones of this space are \d+"):
         spread_architectures(run, RankConfig(architectures=5000))

@@ -3,53 +3,81 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from scipy import stats
 
-from experiments import studying
+from analysis import ranking
+from experiments import rank_study, studying
 from experiments.compare_study import WITHOUT_RANDOMNESS, difference_of, interval_of
+from experiments.console import Screen
 from experiments.experiment import load_experiment
-from experiments.study import Study, load_study
+from experiments.study import Study, load_study, studied_run
+from experiments.study_units import Training, distinct
+from supernet.schema import save
 
 Slimformer = Callable[..., Any]
 Contents = Callable[[Path], dict[str, bytes]]
 WriteStudy = Callable[..., Path]
 
 SHIPPED = sorted((Path(studying.__file__).parent / "studies").glob("*.yaml"))
-RECIPE = {"epochs": 1, "batch_size": 128, "learning_rate": 2.0e-2, "precision": "fp32"}
-RANK = {"architectures": 9, "seeds": [0], "ceiling": {"architectures": 3, "seed": 1}}
+RECIPE = {"epochs": 1, "batch_size": 256, "learning_rate": 2.0e-2, "precision": "fp32"}
+RANK = {"architectures": 5, "seeds": [0], "ceiling": {"architectures": 3, "seed": 1}}
+TRAININGS = 8
 COMPARE = {
     "budgets_of_largest": [0.8],
-    "methods": ["random_search", "search", "exact", "uniform", "random", "evolution"],
+    "methods": ["random_search", "search", "uniform", "random"],
     "search_seeds": [0, 1],
     "retrain_seeds": [0, 1],
-    "trials": 4,
+    "trials": 3,
 }
+
+
+def written_study(folder: Path, finished: Path, **sections: Any) -> Path:
+    """A study of the finished tiny run as a YAML file."""
+    data = {
+        "schema_version": 1,
+        "name": "small",
+        "experiment": str(finished.parent / "tiny.yaml"),
+        "run": str(finished),
+        "device": "cpu",
+        "threads": 1,
+        "train": RECIPE,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(data | sections))
+    return path
 
 
 @pytest.fixture
 def write(tmp_path: Path, finished: Path) -> WriteStudy:
     """Writes a study of the finished tiny run: `write(rank=RANK)` is the path of a YAML file."""
+    return lambda **sections: written_study(tmp_path, finished, **sections)
 
-    def to_file(**sections: Any) -> Path:
-        data = {
-            "schema_version": 1,
-            "name": "small",
-            "experiment": str(finished.parent / "tiny.yaml"),
-            "run": str(finished),
-            "device": "cpu",
-            "threads": 1,
-            "train": RECIPE,
-        }
-        path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(data | sections))
-        return path
 
-    return to_file
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """Fewer draws and bootstrap samples than a study makes of a real space."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_study, "DRAWS", 100)
+        patch.setattr(ranking, "SAMPLES", 50)
+        yield
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory, _finished: Path, slimformer: Slimformer) -> Any:
+    """A finished rank study, to read: its folder and what the command said; `before` is the run as it was."""
+    folder = tmp_path_factory.mktemp("ranked")
+    before = {path: path.read_bytes() for path in _finished.rglob("*") if path.is_file()}
+    outcome = slimformer("study", written_study(folder, _finished, rank=RANK), "--out", folder / "out")
+    assert outcome.code == 0, outcome.err
+    assert {path: path.read_bytes() for path in _finished.rglob("*") if path.is_file()} == before
+    return folder / "out", outcome
 
 
 @pytest.fixture
@@ -77,95 +105,76 @@ def record(folder: Path, name: str) -> Any:
     return data
 
 
-def test_a_rank_study_trains_every_net_once_and_ranks_every_score(
-    write: WriteStudy,
-    slimformer: Slimformer,
-    tmp_path: Path,
-    finished: Path,
-    contents: Contents,
-    trained_nets: list[tuple[str, int]],
-) -> None:
-    before = contents(finished)
-    out = tmp_path / "out"
-    outcome = slimformer("study", write(rank=RANK), "--out", out)
-    assert outcome.code == 0, outcome.err
+def units(folder: Path) -> set[str]:
+    """The trainings that left a file."""
+    return {file.relative_to(folder).as_posix() for file in folder.glob("trained/*/*")}
+
+
+def test_a_rank_study_trains_every_net_and_ranks_every_score(ranked: Any) -> None:
+    out, outcome = ranked
     found = record(out, "rank_study.json")
-    assert (found["trainings"], found["missing"], found["seed_ceiling_architectures"]) == (12, 0, 3)
-    assert len(set(trained_nets)) == len(trained_nets) == 12
+    assert (found["trainings"], found["missing"], found["seed_ceiling_architectures"]) == (TRAININGS, 0, 3)
+    assert len(units(out)) == TRAININGS
     nets = {net["digest"]: net for net in found["architectures"]}
-    assert len(nets) == 9
+    assert len(nets) == 5
     by_ms = sorted(nets.values(), key=lambda net: net["table_ms"])
     twice = [net["digest"] for net in by_ms if set(net["accuracy_percent"]) == {"0", "1"}]
-    assert twice == [by_ms[0]["digest"], by_ms[4]["digest"], by_ms[8]["digest"]]  # the ceiling is spread
+    assert twice == [by_ms[0]["digest"], by_ms[2]["digest"], by_ms[4]["digest"]]  # the ceiling is spread
     names = [scorer["scorer"] for scorer in found["scorers"]]
     assert len(names) == len(set(names)) >= 9
     for scorer in found["scorers"]:
-        assert scorer["num_architectures"] == 9
+        assert scorer["num_architectures"] == 5
         assert scorer["seed_ceiling_tau"] == found["seed_ceiling_tau"]
-        if scorer["kendall_tau"] is not None:
-            low, high = scorer["tau_interval_95"]
-            assert -1 <= low <= high <= 1
+        ours = [net["scores"][scorer["scorer"]] for net in by_ms]
+        tau = stats.kendalltau(ours, [net["accuracy_percent"]["0"] for net in by_ms]).statistic
+        assert scorer["kendall_tau"] == pytest.approx(tau)
     for net in nets.values():
         assert set(net["scores"]) == set(names)
         assert net["scores"]["macs"] == net["macs"]
         assert net["scores"]["table_ms"] == net["table_ms"]
-    assert contents(finished) == before  # the run that is studied stays as it was
-    for word in ("Kendall's tau of 12 trainings", "supernet, accuracy", "rank_study.svg"):
+    for word in (f"Kendall's tau of {TRAININGS} trainings", "supernet, accuracy", "rank_study.svg"):
         assert word in outcome.out
     assert (out / "rank_study.svg").read_text().startswith("<svg")
 
 
 def test_an_interrupted_study_leaves_a_valid_record_and_ends_in_the_same_one(
-    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranked: Any, write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
 ) -> None:
-    path = write(rank=RANK, train=RECIPE | {"epochs": 2})
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert slimformer("study", path, "--out", whole).code == 0
-    train, begun = studying.train_net, list[tuple[str, int]]()
+    path, parts = write(rank=RANK), tmp_path / "parts"
+    watched = studying.train_net
 
     def interrupted(run: Any, task: Any, progress: Any) -> None:
-        begun.append((task.name, task.seed))
-
-        def until_the_second_epoch(done: int, total: int, figures: dict[str, float]) -> None:
+        def until_a_step_of_the_sixth(done: int, total: int, figures: dict[str, float]) -> None:
             progress(done, total, figures)
-            if len(begun) == 10 and done > total // 2:
+            if len(trained_nets) == 6:
                 raise KeyboardInterrupt
 
-        train(run, task, until_the_second_epoch)
+        watched(run, task, until_a_step_of_the_sixth)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studying, "train_net", interrupted)
         assert slimformer("study", path, "--out", parts).code == 130
     partial = record(parts, "rank_study.json")
-    assert (partial["trainings"], partial["missing"]) == (12, 3)
-    assert {scorer["num_architectures"] for scorer in partial["scorers"]} == {9}
-    resumed = list(parts.rglob("*-checkpoint.safetensors"))
-    assert len(resumed) == 1  # of the training that was under way
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            studying, "train_net", lambda *words: (begun.append((words[1].name, words[1].seed)), train(*words))
-        )
-        assert slimformer("study", path, "--out", parts).code == 0
-    assert len(begun) == 13  # one was begun twice
-    assert record(parts, "rank_study.json") == record(whole, "rank_study.json")
-    units = sorted(file.relative_to(parts) for file in parts.glob("trained/*/*"))
-    assert units == sorted(file.relative_to(whole) for file in whole.glob("trained/*/*"))
-    assert all(unit.suffix == ".json" for unit in units)
+    assert (partial["trainings"], partial["missing"]) == (TRAININGS, 3)
+    assert {scorer["num_architectures"] for scorer in partial["scorers"]} == {5}
+    assert slimformer("study", path, "--out", parts).code == 0
+    assert len(trained_nets) == TRAININGS + 1  # one was begun twice
+    assert record(parts, "rank_study.json") == record(ranked[0], "rank_study.json")
+    assert units(parts) == units(ranked[0])
+    assert all(unit.endswith(".json") for unit in units(parts))
 
 
-def test_two_processes_give_the_record_of_one(write: WriteStudy, slimformer: Slimformer, tmp_path: Path) -> None:
-    path = write(rank={"architectures": 5})
-    for processes in (1, 2):
-        at_once = ("--set", "threads=2", "--set", f"processes={processes}")
-        if processes == 1:
-            at_once = ("--set", "threads=1")  # a thread a training, in both
-        outcome = slimformer("study", path, "--out", tmp_path / str(processes), *at_once)
-        assert outcome.code == 0, outcome.err
-        assert "5 of 5" in outcome.out
-    assert record(tmp_path / "1", "rank_study.json") == record(tmp_path / "2", "rank_study.json")
+def test_two_processes_give_the_record_of_one(
+    ranked: Any, write: WriteStudy, slimformer: Slimformer, tmp_path: Path
+) -> None:
+    out, at_once = tmp_path / "out", ("--set", "threads=2", "--set", "processes=2")  # a thread a training, as with one
+    outcome = slimformer("study", write(rank=RANK), "--out", out, *at_once)
+    assert outcome.code == 0, outcome.err
+    assert f"{TRAININGS} of {TRAININGS}: " in outcome.out
+    assert record(out, "rank_study.json") == record(ranked[0], "rank_study.json")
 
 
-def test_a_comparison_delivers_and_trains_what_methods_share_once(
+def test_a_comparison_delivers_and_trains_what_is_shared_once(
     write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
 ) -> None:
     out = tmp_path / "out"
@@ -180,8 +189,6 @@ def test_a_comparison_delivers_and_trains_what_methods_share_once(
     ranked = {net["digest"] for net in record(out, "rank_study.json")["architectures"]}
     assert set(trained_nets) == {(name, 0) for name in ranked} | {(name, seed) for name in nets for seed in (0, 1)}
     assert len(trained_nets) == len(set(trained_nets))
-    asked = sum(len(result["nets"]) for result in results.values())
-    assert len(nets) < asked  # so that something was shared
     for method, result in results.items():
         assert result["search_seeds"] == ([0] if method in WITHOUT_RANDOMNESS else [0, 1])
         assert len(result["accuracy_percent"]) == 2 * len(result["nets"]) > 0
@@ -205,31 +212,88 @@ def test_a_comparison_delivers_and_trains_what_methods_share_once(
     assert record(out, "study.json") == found
 
 
+def test_nets_that_are_asked_for_twice_are_trained_once() -> None:
+    def task(name: str, seed: int) -> Training:
+        unit = Path("trained") / f"{name}-seed{seed}.json"
+        return Training(name=name, seed=seed, architecture=Path(f"{name}.yaml"), unit=unit, macs=1)
+
+    asked = [task("a", 0), task("b", 0), task("a", 0), task("a", 1)]
+    assert distinct(asked) == [task("a", 0), task("b", 0), task("a", 1)]
+
+
 def test_another_recipe_trains_anew_and_what_was_trained_stays(
-    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+    ranked: Any, write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
 ) -> None:
-    path, out = write(rank={"architectures": 5}), tmp_path / "out"
-    assert slimformer("study", path, "--out", out).code == 0
-    first = record(out, "rank_study.json")
+    path, out = write(rank=RANK), Path(shutil.copytree(ranked[0], tmp_path / "out"))
     assert slimformer("study", path, "--out", out, "--set", "train.learning_rate=1e-3").code == 0
-    assert len(trained_nets) == 10
+    assert len(trained_nets) == TRAININGS
+    first = record(ranked[0], "rank_study.json")
     assert record(out, "rank_study.json")["architectures"] != first["architectures"]
     assert slimformer("study", path, "--out", out).code == 0
-    assert len(trained_nets) == 10
+    assert len(trained_nets) == TRAININGS
     assert record(out, "rank_study.json") == first
 
 
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("rank.architectures=6", "trainings"),
+        ("rank.draw_seed=1", "trainings"),
+        ("rank.seeds=[0, 2]", "trainings"),
+        ("rank.ceiling.architectures=4", "trainings"),
+        ("rank.ceiling.seed=2", "trainings"),
+        ("train.start=inherited", "trainings"),
+        ("compare.budgets_of_largest=[0.7]", "searches"),
+        ("compare.methods=[exact]", "searches"),
+        ("compare.search_seeds=[0, 4]", "searches"),
+        ("compare.trials=5", "key"),
+        ("threads=3", "threads"),
+        ("processes=2", "processes"),
+    ],
+)
+def test_a_setting_changes_what_is_asked_for(write: WriteStudy, tmp_path: Path, override: str, changed: str) -> None:
+    path = write(rank=RANK, compare=COMPARE)
+
+    def asked(*overrides: str) -> dict[str, Any]:
+        study = load_study(path, overrides=overrides)
+        run = studied_run(study, Screen(), command="", plugins=())
+        opened = studying.OpenStudy(study, run, tmp_path / "out")
+        assert opened.rank is not None
+        assert opened.compare is not None
+        return {
+            "trainings": {task.unit for task in opened.rank.trainings},
+            "searches": opened.compare.searches,
+            "key": opened.compare.key,
+            "threads": run.threads,
+            "processes": run.processes,
+        }
+
+    before, after = asked(), asked(override)
+    assert changed in {name for name in before if before[name] != after[name]}
+
+
+def test_budgets_may_be_milliseconds(write: WriteStudy, tmp_path: Path) -> None:
+    path = write(compare={**COMPARE, "budgets_of_largest": None, "budgets_ms": [0.2, 0.1]})
+    study = load_study(path)
+    opened = studying.OpenStudy(study, studied_run(study, Screen(), command="", plugins=()), tmp_path / "out")
+    assert opened.compare is not None
+    assert {job.budget_ms for job, _ in opened.compare.searches} == {0.1, 0.2}
+    assert opened.trainings == []  # nothing is found yet
+
+
 def test_a_report_of_what_is_done_trains_nothing(
-    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+    ranked: Any, write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
 ) -> None:
-    outcome = slimformer(
-        "study", write(rank={"architectures": 5}, compare=COMPARE), "--out", tmp_path / "out", "--report"
-    )
+    out = Path(shutil.copytree(ranked[0], tmp_path / "out"))
+    more = RANK | {"architectures": 7}
+    outcome = slimformer("study", write(rank=more, compare=COMPARE), "--out", out, "--report")
     assert outcome.code == 0, outcome.err
     assert trained_nets == []
-    assert record(tmp_path / "out", "rank_study.json")["missing"] == 5
-    assert record(tmp_path / "out", "study.json")["searches_missing"] == 9
-    assert "5 trainings are missing" in outcome.out
+    found = record(out, "rank_study.json")
+    assert 2 <= found["missing"] < found["trainings"] == 10
+    assert {scorer["num_architectures"] for scorer in found["scorers"]} == {5}  # more begin with the same ones
+    assert record(out, "study.json")["searches_missing"] == 6
+    assert "trainings are missing" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -247,7 +311,7 @@ def test_a_report_of_what_is_done_trains_nothing(
         ({"rank": RANK, "schema_version": 2}, "schema_version"),
         ({"rank": RANK, "run": "nowhere"}, "run: nowhere holds no run"),
         ({"rank": RANK, "experiment": "nowhere.yaml"}, "nowhere.yaml: no such file"),
-        ({"rank": {"architectures": 100_000}}, "rank.architectures: 100000, but 3000 random ones"),
+        ({"rank": {"architectures": 100_000}}, "rank.architectures: 100000, but 100 random ones"),
     ],
 )
 def test_a_mistake_in_a_study_is_one_line_and_nothing_is_written(
@@ -286,7 +350,8 @@ def test_a_folder_of_another_study_is_not_written_into(
     write: WriteStudy, slimformer: Slimformer, tmp_path: Path, contents: Contents
 ) -> None:
     out = tmp_path / "out"
-    assert slimformer("study", write(rank={"architectures": 5}), "--out", out, "--report").code == 0
+    out.mkdir()
+    save(load_study(write(rank=RANK)), out / studying.CONFIG)
     before = contents(out)
     mistake = slimformer("study", write(rank=RANK, name="other"), "--out", out).mistake
     assert "belongs to the study 'small', not to 'other'" in mistake
