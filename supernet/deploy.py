@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from supernet.blocks import LinearMlp, MetaFormerBlockModule
 from supernet.efficientformer_v2 import DownsamplingAttention, TalkingAttention
 from supernet.layers import LayerScale
-from supernet.mixers import OffsetAttention
+from supernet.mixers import AttentionMixer, OffsetAttention, SeparableMixer
 
 
 def scale_outputs(linear: nn.Conv2d | nn.Linear, factor: Tensor) -> None:
@@ -130,6 +131,71 @@ class GatheredDownsamplingAttention(nn.Module):
         weights_BGNN = (q.transpose(2, 3) @ k + self.bias_GNN).softmax(dim=-1)
         local = self.v_local(v)
         return self.proj(self.act((values @ weights_BGNN.transpose(2, 3)).reshape(local.shape) + local))  # type: ignore[no-any-return]
+
+
+def linear_of_pixels(linear: nn.Linear, x_BCHW: Tensor) -> Tensor:
+    """The linear map of every pixel, B,C,H,W to B,C',H,W: a view of a matrix product, exported as a 1x1 convolution.
+
+    ONNX Runtime keeps convolutions, what is between them and depthwise ones in one blocked layout, and would transpose
+    the map before and after a product.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return F.conv2d(x_BCHW, linear.weight[:, :, None, None], linear.bias)
+    return linear(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
+class PixelMlp(nn.Module):
+    """`LinearMlp`, in a block that leaves its map a map."""
+
+    def __init__(self, mlp: LinearMlp) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = mlp.fc1, mlp.act, mlp.fc2
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        return linear_of_pixels(self.fc2, self.act(linear_of_pixels(self.fc1, x_BCHW)))
+
+
+class PixelSeparableMixer(nn.Module):
+    """`SeparableMixer`."""
+
+    def __init__(self, mixer: SeparableMixer) -> None:
+        super().__init__()
+        self.pwconv1, self.act1, self.dwconv, self.pwconv2 = mixer.pwconv1, mixer.act1, mixer.dwconv, mixer.pwconv2
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        x = self.dwconv(self.act1(linear_of_pixels(self.pwconv1, x_BCHW)))
+        return linear_of_pixels(self.pwconv2, x)
+
+
+class PixelAttentionBlock(nn.Module):
+    """`MetaFormerBlock` with attention and norms over channels: inside, the channels are last.
+
+    So an exported model transposes its map before and after such blocks, and not around every norm.
+    """
+
+    def __init__(self, block: MetaFormerBlockModule, mixer: AttentionMixer, mlp: LinearMlp) -> None:
+        super().__init__()
+        self.norm1, self.token_mixer, self.norm2, self.mlp = block.norm1, mixer, block.norm2, mlp
+        for name, scale in (("scale1", block.rs1), ("scale2", block.rs2)):
+            self.register_buffer(name, scale.gamma.clone() if isinstance(scale, LayerScale) else None)
+
+    scale1: Tensor | None
+    scale2: Tensor | None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C,H,W."""
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+        mixed_BNC = self.token_mixer.attend(self.norm1.of_pixels(x_BHWC).flatten(1, 2))
+        x_BHWC = _joined(x_BHWC, self.scale1, mixed_BNC.reshape(x_BHWC.shape))
+        hidden = self.mlp.act(self.mlp.fc1(self.norm2.of_pixels(x_BHWC)))
+        return _joined(x_BHWC, self.scale2, self.mlp.fc2(hidden)).permute(0, 3, 1, 2)
+
+
+def _joined(x: Tensor, scale: Tensor | None, branch: Tensor) -> Tensor:
+    """scale * x + branch, in one pass."""
+    return x + branch if scale is None else torch.addcmul(branch, x, scale)
 
 
 class ShiftedSquaredReLU(nn.Module):

@@ -31,6 +31,9 @@ from supernet.deploy import (
     BiasedAttention,
     GatheredDownsamplingAttention,
     GatheredTalkingAttention,
+    PixelAttentionBlock,
+    PixelMlp,
+    PixelSeparableMixer,
     PooledResidual,
     Residual,
     ScaledResidual,
@@ -199,8 +202,16 @@ def _(mixer: SeparableMixer) -> nn.Module:
 
 @_folded.register
 def _(block: MetaFormerBlockModule) -> nn.Module:
-    mixer = nn.Sequential(block.norm1, _scaled(block.token_mixer, _last(block.token_mixer), block.ls1))
-    mlp = nn.Sequential(block.norm2, _scaled(block.mlp, block.mlp.fc2, block.ls2))
+    mixing = _scaled(block.token_mixer, _last(block.token_mixer), block.ls1)
+    channels = _scaled(block.mlp, block.mlp.fc2, block.ls2)
+    plain = type(block.mlp) is LinearMlp
+    if plain and type(mixing) is AttentionMixer and block.norm1.over == block.norm2.over == "channels":
+        return PixelAttentionBlock(block, mixing, block.mlp)
+    if type(mixing) is SeparableMixer:
+        mixing = PixelSeparableMixer(mixing)
+    if plain:
+        channels = PixelMlp(block.mlp)
+    mixer, mlp = nn.Sequential(block.norm1, mixing), nn.Sequential(block.norm2, channels)
     return nn.Sequential(
         *(
             ScaledResidual(branch, scale) if isinstance(scale, LayerScale) else Residual(branch)

@@ -151,12 +151,15 @@ class AttentionMixer(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
         height, width = x_BCHW.shape[2:]
-        x_BNC = x_BCHW.flatten(2).transpose(1, 2)
+        x_BNC = self.attend(x_BCHW.flatten(2).transpose(1, 2))
+        return x_BNC.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-any-return]
+
+    def attend(self, x_BNC: Tensor) -> Tensor:
+        """B,N,C to B,N,C."""
         qkv_BN3GD = self.qkv(x_BNC).unflatten(2, (3, self.heads, self.head_channels))
         q, k, v = qkv_BN3GD.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_BGND = F.scaled_dot_product_attention(q, k, v)
-        x_BNC = self.proj(mixed_BGND.transpose(1, 2).flatten(2))
-        return x_BNC.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-any-return]
+        return self.proj(mixed_BGND.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class RandomMixer(nn.Module):

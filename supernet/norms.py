@@ -27,5 +27,8 @@ class NormModule(nn.Module):
         """B,C,H,W to B,C,H,W."""
         if self.over == "map":
             return torch.group_norm(x_BCHW, 1, self.weight, self.bias, self.eps)
-        x_BHWC = F.layer_norm(x_BCHW.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
-        return x_BHWC.permute(0, 3, 1, 2)
+        return self.of_pixels(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def of_pixels(self, x_BHWC: Tensor) -> Tensor:
+        """The norm over channels, with the channels last."""
+        return F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, self.eps)
