@@ -110,7 +110,10 @@ class Protocol(Record):
     """How the table was measured: rounds over all nets, warm-up calls, further copies of a block at most, settling.
 
     After the rounds, nets are measured on, as often as all again or for `most_seconds`, until every entry's standard
-    error is at most `standard_error_percent` of it, or a tenth of that of the largest net.
+    error is at most `standard_error_percent` of it, or a tenth of that of the largest net. Of the rounds of each
+    measurement at most `most_redone` were thrown away because they were disturbed, and measured again; in all it was
+    `redone`. `drift` is the smallest and the largest factor of a round against the first measurement's median round,
+    which is divided out (None where it was not noted down).
     """
 
     rounds: Positive
@@ -121,6 +124,9 @@ class Protocol(Record):
     settle: int
     nets: int
     seed: int
+    most_redone: Annotated[int, Field(ge=0)] = 0
+    redone: Annotated[int, Field(ge=0)] = 0
+    drift: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
 
 
 class Entry(Record):

@@ -2,9 +2,11 @@
 
 A net is a zero-argument callable that runs one inference. All nets of one measurement are interleaved: every round
 visits all of them in a fresh random order, so that whatever makes the machine slower for a while hits all alike. Each
-round's drift (the median over the nets of its time against that net's own median) is then divided out. A visit begins
-with untimed calls, which warm the caches, as in the steady state of a deployed model, and a sample during which the
-system gave the core to another process is taken again.
+round's drift (the median over the nets of its time against that net's own median) is then divided out. All nets
+together are the reference: the drift by a single reference net would carry the whole noise of that net's sample, the
+median over n nets about 1.25 / sqrt(n) of it. A round in which the nets did not slow down alike was disturbed; it is
+thrown away and measured again (`worst_disturbed`). A visit begins with untimed calls, which warm the caches, as in the
+steady state of a deployed model, and a sample during which the system gave the core to another process is taken again.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ CLEAN_ROUNDS = 5  # with fewer rounds without interruption, all rounds count
 NORMAL_SD = 1.4826  # standard deviations in the median distance to the median, of a normal distribution
 NORMAL_MEDIAN = math.sqrt(math.pi / 2)  # the median's standard error over the mean's
 DRIFT_NETS = 5  # with fewer nets a round's drift cannot be told from their own spread
+JUDGED_NETS, JUDGED_ROUNDS = 10, 5  # with fewer, a round's spread cannot be told from what is usual
+DISTURBED_SPREAD = 3.0  # times the usual spread is that of a disturbed round ...
+HARMLESS_SPREAD = 0.02  # ... unless it is below this
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,27 @@ class Timing:
         return float(np.percentile(self.samples_ms, 90))
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """What the rounds of a measurement were like.
+
+    `redone` were thrown away and measured again; `fastest` and `slowest` are the smallest and the largest factor by
+    which the nets of one round took longer than in the median round, which is divided out.
+    """
+
+    redone: int = 0
+    fastest: float = 1.0
+    slowest: float = 1.0
+
+    def joined(self, later: Rounds, *, speed: float) -> Rounds:
+        """With those of a later measurement, whose times are multiplied by `speed`."""
+        return Rounds(
+            redone=self.redone + later.redone,
+            fastest=min(self.fastest, later.fastest / speed),
+            slowest=max(self.slowest, later.slowest / speed),
+        )
+
+
 class Machine(Record):
     """Where something was measured; `cores` are those this process may use."""
 
@@ -123,6 +149,11 @@ def stopwatch_seconds(work: Callable[[], object], *, clock: Clock = time.perf_co
     return (clock() - start) / 1e9
 
 
+def most_redone(rounds: int) -> int:
+    """How many disturbed rounds of a measurement of so many are thrown away and measured again, at most."""
+    return rounds // 2
+
+
 def measure(
     nets: Mapping[Key, Net],
     *,
@@ -131,34 +162,73 @@ def measure(
     generator: torch.Generator,
     min_runs: int = 30,
     progress: Progress | None = None,
+    seen: Callable[[Rounds], None] | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> dict[Key, Timing]:
     """Time all nets, interleaved, with at least `min_runs` timed calls each.
 
     `warmup` calls of every net come first, untimed but for the choice of how many calls make a sample. `progress` is
-    called with (rounds done, rounds) and `clock` gives nanoseconds. Raises `ValueError` for rounds or warmup below 1.
+    called with (rounds done, rounds), those that are redone left out, `seen` with what the rounds were like, and
+    `clock` gives nanoseconds. Raises `ValueError` for rounds or warmup below 1.
     """
     if rounds < 1 or warmup < 1:
         raise ValueError(f"rounds and warmup must be 1 or more (got {rounds} and {warmup})")
-    keys, columns = list(nets), []
+    keys, columns, redone = list(nets), list[np.ndarray](), 0
     with _no_garbage_collection():
         plans = [_plan(nets[key], rounds=rounds, warmup=warmup, min_runs=min_runs, clock=clock) for key in keys]
-        clean_rounds = np.zeros(len(keys))
-        enough = np.array([min(rounds, math.ceil(min_runs / plan.runs)) for plan in plans])
-        for number in range(2 * rounds):  # the second half of them only for nets that were interrupted too often
+
+        def visit(wanted: np.ndarray) -> np.ndarray:
+            """A round: for every net its clean and its whole time in ms; nan for those that are not wanted."""
             column = np.full((len(keys), 2), np.nan)
             for index in torch.randperm(len(keys), generator=generator).tolist():
-                if number < rounds or clean_rounds[index] < enough[index]:
+                if wanted[index]:
                     column[index] = _visit(nets[keys[index]], plans[index], clock)
-            columns.append(column)
-            clean_rounds += np.isfinite(column[:, 0])
-            if progress is not None and number < rounds:
+            return column
+
+        every = np.ones(len(keys), dtype=bool)
+        for number in range(rounds):
+            columns.append(visit(every))
+            if progress is not None:
                 progress(number + 1, rounds)
-            if number + 1 >= rounds and (clean_rounds >= enough).all():
+        while redone < most_redone(rounds) and (worst := worst_disturbed(np.stack(columns, 1)[:, :, 1])) is not None:
+            columns[worst] = visit(every)
+            redone += 1
+        enough = np.array([min(rounds, math.ceil(min_runs / plan.runs)) for plan in plans])
+        for _ in range(rounds):  # for nets that were interrupted too often
+            lacking = _clean_rounds(columns) < enough
+            if not lacking.any():
                 break
+            columns.append(visit(lacking))
     clean_ms, all_ms = np.moveaxis(np.stack(columns, axis=1), 2, 0)
-    times_ms = np.where(clean_rounds[:, None] >= np.minimum(enough, CLEAN_ROUNDS)[:, None], clean_ms, all_ms)
+    sufficient = _clean_rounds(columns) >= np.minimum(enough, CLEAN_ROUNDS)
+    times_ms = np.where(sufficient[:, None], clean_ms, all_ms)
+    if seen is not None:
+        drift = _drift(times_ms)
+        seen(Rounds(redone=redone, fastest=float(drift.min()), slowest=float(drift.max())))
     return dict(zip(keys, timings_of(times_ms, runs=[plan.runs for plan in plans]), strict=True))
+
+
+def worst_disturbed(times_ms: np.ndarray) -> int | None:
+    """The round in which the nets' times spread most, if far more than is usual; None if no round was disturbed.
+
+    `times_ms` has a row a net and a column a round. A round's spread is the distance from the 10th to the 90th
+    percentile, over the nets, of the logarithm of a net's time against its own median: what slows all nets alike
+    leaves it as it is, what hits more than a tenth of them does not. Far more is `DISTURBED_SPREAD` times the median
+    over the rounds and `HARMLESS_SPREAD`. Few nets or rounds are not judged.
+    """
+    nets, rounds = times_ms.shape
+    if nets < JUDGED_NETS or rounds < JUDGED_ROUNDS:
+        return None
+    low, high = np.percentile(np.log(times_ms / np.median(times_ms, axis=1, keepdims=True)), [10, 90], axis=0)
+    worst = int(np.argmax(high - low))
+    usual = max(float(np.median(high - low)), HARMLESS_SPREAD / DISTURBED_SPREAD)
+    return worst if high[worst] - low[worst] > DISTURBED_SPREAD * usual else None
+
+
+def _clean_rounds(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """In how many rounds each net was not interrupted."""
+    count: np.ndarray = np.isfinite(np.stack(columns, axis=1)[:, :, 0]).sum(axis=1)
+    return count
 
 
 def timings_of(times_ms: np.ndarray, *, runs: Sequence[int]) -> list[Timing]:

@@ -26,7 +26,7 @@ from torch import nn
 
 from search.latency_audit import fresh_model
 from search.latency_table import Entry, LatencyKey, LatencyTable, Protocol, RuntimeName, keys
-from search.measure import SETTLE_CALLS, Clock, Machine, Progress, Timing, machine, measure
+from search.measure import SETTLE_CALLS, Clock, Machine, Progress, Rounds, Timing, machine, measure, most_redone
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, build_skeleton, recipes
 from supernet.architecture import Architecture
@@ -102,11 +102,11 @@ def build_table(
     measured, skeletons = found.measured, found.skeletons
     until = clock() + 1e9 * most_seconds
     bench = _Bench(runtime, batch_size, rounds, warmup, generator, clock, built={})
-    timings = bench.measure([*skeletons, *dict.fromkeys(whole_nets)], progress)
+    timings, seen = bench.measure([*skeletons, *dict.fromkeys(whole_nets)], progress)
     goal = standard_error_percent / 100
     while clock() < until and (loose := _loose(measured, _solve(measured, timings), goal, space)):
         nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *dict.fromkeys(whole_nets)]
-        _measure_on(timings, nets, bench, progress)
+        seen = _measure_on(timings, seen, nets, bench, progress)
     values = _with_unsettled(found, _solve(measured, timings), goal, space)
     values |= _settle(measured, values, bench)
     condition = Condition(
@@ -126,6 +126,9 @@ def build_table(
         settle=SETTLE_CALLS,
         nets=len(skeletons),
         seed=seed,
+        redone=seen.redone,
+        most_redone=most_redone(rounds),
+        drift=(round(seen.fastest, 4), round(seen.slowest, 4)),
     )
     table = _table(space, found, values, condition, protocol)
     return table, {net: timings[net] for net in dict.fromkeys(whole_nets)}
@@ -233,10 +236,13 @@ class _Bench(NamedTuple):
     clock: Clock
     built: dict[Timed, Callable[[], object]]
 
-    def measure(self, todo: Sequence[Timed], progress: Progress | None = None) -> dict[Timed, Timing]:
+    def measure(
+        self, todo: Sequence[Timed], progress: Progress | None = None
+    ) -> tuple[dict[Timed, Timing], Rounds]:
         """Time nets in chunks that fit into memory; the first net is in every chunk and links their speeds."""
         reference, remaining = todo[0], list(reversed(todo))
         timings: dict[Timed, Timing] = {}
+        rounds, of_chunk = Rounds(), list[Rounds]()
         tally = _Tally(progress, total=(1 + self.rounds) * len(todo))  # each net is built once, and visited every round
         while remaining:
             nets = self._build_chunk(reference, remaining, tally)
@@ -247,12 +253,14 @@ class _Bench(NamedTuple):
                 generator=self.generator,
                 clock=self.clock,
                 progress=tally.a_round_of(len(nets)),
+                seen=of_chunk.append,
             )
             speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
+            rounds = rounds.joined(of_chunk.pop(), speed=speed)
             for net in found.keys() - timings.keys():
                 samples = tuple(speed * sample for sample in found[net].samples_ms)
                 timings[net] = replace(found[net], samples_ms=samples)
-        return timings
+        return timings, rounds
 
     def _built(self, net: Timed, module: nn.Module) -> Callable[[], object]:
         shape = (self.batch_size, *net.input_shape)
@@ -372,12 +380,18 @@ def _with_parts_before(loose: list[Recipe], measured: list[Recipe]) -> list[Reci
     return list(found.values())
 
 
-def _measure_on(timings: dict[Timed, Timing], nets: Sequence[Timed], bench: _Bench, progress: Progress | None) -> None:
-    """Add another measurement of some nets to the timings, at the speed that the machine had for the first."""
-    later = bench.measure(nets, progress)
+def _measure_on(
+    timings: dict[Timed, Timing], seen: Rounds, nets: Sequence[Timed], bench: _Bench, progress: Progress | None
+) -> Rounds:
+    """Add another measurement of some nets to the timings, at the speed that the machine had for the first.
+
+    Returns what its rounds were like, joined with those before (`seen`).
+    """
+    later, rounds = bench.measure(nets, progress)
     speed = statistics.median(timings[net].median_ms / found.median_ms for net, found in later.items())
     for net, found in later.items():
         timings[net] = timings[net].joined(found, speed=speed)
+    return seen.joined(rounds, speed=speed)
 
 
 def _settle(measured: list[Recipe], values: dict[LatencyKey, _Value], bench: _Bench) -> dict[LatencyKey, _Value]:
@@ -385,7 +399,7 @@ def _settle(measured: list[Recipe], values: dict[LatencyKey, _Value], bench: _Be
     again = [_more_copies(recipe) for recipe in measured if values[recipe.key].median_ms <= SMALLEST_MS]
     if not again:
         return {}
-    timings = bench._replace(rounds=3 * bench.rounds).measure(_skeletons(again))
+    timings, _ = bench._replace(rounds=3 * bench.rounds).measure(_skeletons(again))
     settled: dict[LatencyKey, _Value] = {}
     for recipe in again:
         value = _difference(recipe, timings, values | settled)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from search import measure as measure_module
-from search.measure import Machine, Timing, machine, measure
+from search.measure import Machine, Rounds, Timing, machine, measure, most_redone
 
 
 class FakeClock:
@@ -119,6 +119,79 @@ def test_drift_that_hits_all_nets_alike_is_divided_out():
     timings = measure(nets, rounds=7, warmup=1, generator=seeded(), clock=clock, progress=slow_down)
     for name, timing in timings.items():
         assert timing.samples_ms == pytest.approx([1.0 + "abcdef".index(name)] * 7, rel=1e-3)
+
+
+def rounds_of(
+    clock: FakeClock, speeds: list[dict[str, float]], *, rounds: int
+) -> tuple[dict[str, Timing], Rounds, int]:
+    """Twenty nets of 1 to 20 ms, slowed down by name in some rounds; their timings, the rounds, and how many there were.
+
+    The first visit of a net is its warm-up, so its visit number is that of the round.
+    """
+    taken, names = dict.fromkeys("abcdefghijklmnopqrst", 0), "abcdefghijklmnopqrst"
+
+    def net(name: str) -> Callable[[], None]:
+        def run() -> None:
+            round_number = (taken[name] - 1) // 2  # two calls a round: settle, sample
+            taken[name] += 1
+            slower = speeds[round_number].get(name, 1.0) if 0 <= round_number < len(speeds) else 1.0
+            clock.now_ns += round(1_000_000 * (1 + names.index(name)) * slower)
+
+        return run
+
+    seen: list[Rounds] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_module, "_interruptions", lambda: 0)
+        timings = measure(
+            {name: net(name) for name in names},
+            rounds=rounds,
+            warmup=1,
+            min_runs=1,
+            generator=seeded(),
+            seen=seen.append,
+            clock=clock,
+        )
+    (told,) = seen
+    return timings, told, (taken["a"] - 1) // 2
+
+
+@pytest.mark.parametrize("disturbed", ["abc", "abcdefghij"])
+def test_a_round_in_which_some_nets_were_slowed_down_is_thrown_away_and_measured_again(disturbed):
+    calm: dict[str, float] = {}
+    timings, rounds, count = rounds_of(FakeClock(), [calm, calm, dict.fromkeys(disturbed, 1.5), calm], rounds=6)
+    assert (rounds.redone, count) == (1, 7)
+    for index, timing in enumerate(timings.values()):
+        assert timing.samples_ms == pytest.approx([1.0 + index] * 6)
+
+
+@pytest.mark.parametrize(
+    "speeds",
+    [
+        [{}, dict.fromkeys("abcdefghijklmnopqrst", 1.7)],  # drift: all nets alike
+        [{}, {"a": 3.0}],  # one net: the others' round is as good as ever
+        [{name: 1 + 0.002 * index for index, name in enumerate("abcdefgh")}],  # below what matters
+        [dict.fromkeys("abcdefgh", 1.3), dict.fromkeys("efghijkl", 1.3), dict.fromkeys("ijklmnop", 1.3)],  # usual here
+    ],
+)
+def test_drift_and_what_is_usual_are_no_disturbance(speeds):
+    _, rounds, count = rounds_of(FakeClock(), speeds, rounds=5)
+    assert (rounds.redone, count) == (0, 5)
+
+
+def test_no_more_rounds_are_redone_than_stated():
+    calm, busy = [{}, {}, {}, {}, {}, {}], [{name: 2.0 for name in "abcdef"[k:]} for k in range(4)]
+    _, rounds, count = rounds_of(FakeClock(), [*calm, *busy, *busy, *busy], rounds=10)
+    assert rounds.redone == most_redone(10) == 5
+    assert count == 15
+
+
+def test_the_smallest_and_largest_drift_of_a_round_are_told():
+    every = "abcdefghijklmnopqrst"
+    speeds = [{}, dict.fromkeys(every, 1.5), {}, dict.fromkeys(every, 0.8), {}]
+    _, rounds, _ = rounds_of(FakeClock(), speeds, rounds=5)
+    assert (rounds.fastest, rounds.slowest) == pytest.approx((0.8, 1.5))
+    joined = rounds.joined(Rounds(redone=2, fastest=0.9, slowest=1.1), speed=0.5)  # on a machine half as fast by then
+    assert (joined.redone, joined.fastest, joined.slowest) == pytest.approx((2, 0.8, 2.2))
 
 
 def test_a_single_net_keeps_its_own_spread():

@@ -249,6 +249,34 @@ def test_what_is_measured_on_is_brought_to_the_speed_of_the_first_rounds():
         assert found.latency_ms(net) == pytest.approx(exact.latency_ms(net), rel=0.05)
 
 
+def test_the_table_says_how_many_rounds_were_redone_and_what_drift_it_saw():
+    searched, device = space(tokens=False), AdditiveDevice()
+    nets = len(table_nets(searched, copies=4))
+    exact = table_of(AdditiveDevice(), searched, rounds=6)
+    build, visits = device.build, itertools.count()
+
+    def sometimes_slower(module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        run = build(module, input_shape)
+
+        def slower() -> None:
+            number = next(visits)
+            device.speed = 1.3 if start <= number < start + 3 * nets else 1.0
+            run()
+
+        return slower
+
+    device.build = sometimes_slower  # type: ignore[method-assign]
+    start = 40 * nets
+    found = table_of(device, searched, rounds=6)
+    assert found.protocol.most_redone == 3
+    assert 1 <= found.protocol.redone <= 3
+    assert found.protocol.drift == pytest.approx((1.0, 1.0), abs=0.31)
+    for entry in found.entries:
+        assert entry.median_ms == pytest.approx(exact.ms(entry.key), rel=1e-3)
+    assert exact.protocol.redone == 0
+    assert exact.protocol.drift == (1.0, 1.0)
+
+
 def test_the_table_states_its_condition():
     table = table_of(AdditiveDevice(threads=3), space(), batch_size=2, rounds=4, copies=2, seed=5)
     assert (table.runtime.name, table.threads, table.batch_size, table.resolution_px) == ("additive", 3, 2, (16, 16))
