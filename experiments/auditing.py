@@ -76,7 +76,9 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
     fitted = run.audit.pairs
     table = run.table
     generator = generator_for(seed, "audit")
-    chosen = spread_nets(run.space, table, count=nets, seen={pair.digest for pair in fitted}, generator=generator)
+    chosen = spread_nets(
+        run.runnable_space, table, count=nets, seen={pair.digest for pair in fitted}, generator=generator
+    )
     references = run.audit.references(REFERENCES)
     batch_size = run.experiment.table.batch_size
     with run.screen.bar("measuring whole nets") as advance:

@@ -73,7 +73,10 @@ class DeliveryRecord(Record):
 def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> DeliveryRecord:
     """Deliver a random net for each of so many budgets, then measure all of them again, in the same rounds."""
     table, search = run.table, run.experiment.search
-    smallest_ms, largest_ms = table.latency_ms(run.space.smallest), table.latency_ms(run.space.largest)
+    smallest_ms, largest_ms = (
+        table.latency_ms(run.runnable_space.smallest),
+        table.latency_ms(run.runnable_space.largest),
+    )
     found, unreachable = list[Delivery](), list[UnreachableBudget]()
     for number, share in enumerate(np.linspace(LOWEST, HIGHEST, budgets), start=1):
         budget_ms = float(f"{smallest_ms + share * (largest_ms - smallest_ms):.4g}")
@@ -81,7 +84,7 @@ def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> Delivery
         def solve(asked_ms: float, number: int = number) -> Architecture:
             generator = generator_for(seed, "delivery", str(number))
             return random_architecture(
-                run.space, table=table, budget_ms=asked_ms, generator=generator, tolerance=search.slack
+                run.runnable_space, table=table, budget_ms=asked_ms, generator=generator, tolerance=search.slack
             )
 
         def measure_ms(net: Architecture, budget_ms: float = budget_ms) -> float:

@@ -109,7 +109,8 @@ def measured_elsewhere(run: Run, jobs: list[Job]) -> dict[str, Timing]:
 
 def _table_nets(run: Run) -> dict[str, Skeleton | Architecture]:
     """All nets of the table and its audit, by their digests."""
-    nets: list[Skeleton | Architecture] = [*table_nets(run.space, copies=run.experiment.table.copies), *run.audit_nets]
+    parts = table_nets(run.space, copies=run.experiment.table.copies)
+    nets: list[Skeleton | Architecture] = [*parts, *run.audit_nets(run.space)]
     return {digest(net): net for net in nets}
 
 

@@ -63,6 +63,14 @@ class Run:
         """The search space for these images, which it does not open."""
         return self.experiment.search_space(num_classes=count_classes(self.experiment.data))
 
+    @cached_property
+    def runnable_space(self) -> SearchSpace:
+        """The same without the candidates that the table's runtime cannot build: what is searched.
+
+        The supernet and its importance know all candidates.
+        """
+        return self.table.runnable(self.space)
+
     @property
     def supernet_directory(self) -> Path:
         """Where the supernet's training keeps its files."""
@@ -81,7 +89,7 @@ class Run:
         search = self.experiment.search
         if search.budgets_ms is not None:
             return tuple(sorted(set(search.budgets_ms)))
-        largest_ms = self.table.latency_ms(self.space.largest)
+        largest_ms = self.table.latency_ms(self.runnable_space.largest)
         return tuple(sorted({float(f"{share * largest_ms:.3g}") for share in search.budgets_of_largest or ()}))
 
     @property
@@ -94,15 +102,14 @@ class Run:
         """The number format in which latency counts."""
         return (self.experiment.table.precision or "fp32") if self.elsewhere else self.runtime.precision
 
-    @cached_property
-    def audit_nets(self) -> list[Architecture]:
-        """The random whole nets that audit the table."""
+    def audit_nets(self, space: SearchSpace) -> list[Architecture]:
+        """The random whole nets that audit the table, from this space."""
         count, nets = self.experiment.table.audit_nets, dict[str, Architecture]()
         generator = generator_for(self.experiment.seeds.table, "audit nets")
         for _ in range(DRAWS_A_NET * count):
             if len(nets) == count:
                 break
-            architecture = self.space.random(generator)
+            architecture = space.random(generator)
             nets[architecture.digest] = architecture
         return list(nets.values())
 

@@ -67,7 +67,7 @@ class Solver:
 
     def _slim(self, budget_ms: float) -> Trajectory:
         importance = load(Importance, self.run.path / "importance.json")
-        table, space = self.run.table, self.run.space
+        table, space = self.run.table, self.run.runnable_space
         check_reachable(space, table=table, budget_ms=budget_ms)
         with self.run.screen.bar("slimming") as advance:
             start_ms = table.latency_ms(space.largest)
@@ -89,7 +89,7 @@ class Solver:
     @cached_property
     def contributions(self) -> Contributions:
         """What every choice of the space adds to the score, each measured alone once."""
-        space = self.run.space
+        space = self.run.runnable_space
         total = sum(len(space.widths(number)) for number in range(1, len(space.stages) + 1))
         total += sum(stage.depth * len(stage.candidates) for stage in space.stages)
         done = 0
@@ -106,7 +106,7 @@ class Solver:
 
     def exact(self, asked_ms: float) -> Architecture:
         """The best-scored architecture within the latency that the integer program leads to."""
-        table, space = self.run.table, self.run.space
+        table, space = self.run.table, self.run.runnable_space
         check_reachable(space, table=table, budget_ms=asked_ms)
         limit = Limit("ms", of=table.part_ms, at_most=asked_ms, constant=table.correction.constant_ms)
         return refined(space, self.contributions, score=self.scorer, limits=[limit], scored=self.scored)
@@ -122,7 +122,7 @@ class Solver:
         search = [asked, run.experiment.evaluate.batch_size, run.experiment.seeds.search]
         with run.screen.bar("evolution") as advance:
             return evolve(
-                run.space,
+                run.runnable_space,
                 table=run.table,
                 score=self.scorer,
                 most_ms=max(run.budgets_ms),
@@ -147,7 +147,7 @@ class Solver:
         run = self.run
         with run.screen.bar(f"random search for {job.budget_ms:g} ms") as advance:
             scored = random_search(
-                run.space,
+                run.runnable_space,
                 table=run.table,
                 score=self.scorer,
                 budget_ms=asked_ms,
@@ -169,11 +169,13 @@ class Solver:
             case "random_search":
                 return lambda asked_ms: self.random_searched(job, asked_ms)
             case "uniform":
-                return lambda asked_ms: uniform_scaling(self.run.space, table=self.run.table, budget_ms=asked_ms)
+                return lambda asked_ms: uniform_scaling(
+                    self.run.runnable_space, table=self.run.table, budget_ms=asked_ms
+                )
             case "random":
                 seed = self.run.experiment.seeds.search
                 return lambda asked_ms: random_architecture(
-                    self.run.space,
+                    self.run.runnable_space,
                     table=self.run.table,
                     budget_ms=asked_ms,
                     generator=generator_for(seed, "random architecture", f"{job.budget_ms:g}"),

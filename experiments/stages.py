@@ -125,6 +125,8 @@ def table_stage(run: Run) -> list[Path]:
     table.save(table_path)
     checked.save(audit_path)
     after = checked.held_out.mean_absolute_error_percent if checked.held_out else None
+    for one in table.left_out:
+        run.screen.line(f"  warning: stage {one.stage} is searched without {one.candidate}: {one.reason}")
     loose = sum(not entry.settled for entry in table.entries)
     run.screen.line(
         f"  {len(table.entries)} entries{f', {loose} of them not settled' if loose else ''};"
@@ -163,7 +165,8 @@ def _measured_table(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing]]
 def search_stage(run: Run) -> list[Path]:
     """Find, for every method and budget, an architecture whose whole net measures within the budget."""
     search, table = run.experiment.search, run.table
-    largest_ms, smallest_ms = table.latency_ms(run.space.largest), table.latency_ms(run.space.smallest)
+    space = run.runnable_space
+    largest_ms, smallest_ms = table.latency_ms(space.largest), table.latency_ms(space.smallest)
     budgets = run.budgets_ms
     if budgets[0] * (1 - search.margin) < smallest_ms:
         raise BudgetUnreachable(budgets[0], smallest_ms / (1 - search.margin))

@@ -21,6 +21,7 @@ from search.measure import Machine
 from supernet.architecture import AnyDownsampling, AnyStem, Architecture, Head
 from supernet.block_types import AnyBlock, Identity, Positive
 from supernet.schema import Record, UserError, canonical, load, save
+from supernet.space import SearchSpace
 
 Part = Literal["stem", "block", "reshape", "downsampling", "head"]
 Grid = tuple[int, int]
@@ -158,6 +159,14 @@ class Entry(Record):
         return LatencyKey(self.part, spec, self.layout, self.in_channels, self.out_channels, self.grid)
 
 
+class LeftOut(Record):
+    """A candidate of a stage (numbered from 1) that the runtime cannot build, and the reason; no net may have it."""
+
+    stage: Positive
+    candidate: str
+    reason: str
+
+
 _RECORDS: dict[str, TypeAdapter[Any]] = {
     "stem": TypeAdapter(AnyStem),
     "downsampling": TypeAdapter(AnyDownsampling),
@@ -234,6 +243,7 @@ class LatencyTable(Record):
     date: str
     protocol: Protocol
     correction: Correction = Correction()
+    left_out: tuple[LeftOut, ...] = ()
     entries: tuple[Entry, ...]
 
     @model_validator(mode="after")
@@ -303,6 +313,10 @@ class LatencyTable(Record):
             return values[key]
         except KeyError:
             raise UnmeasuredBlock(key, self.environment) from None
+
+    def runnable(self, space: SearchSpace) -> SearchSpace:
+        """The space without the candidates that the table's runtime cannot build."""
+        return space.without((one.stage, one.candidate) for one in self.left_out)
 
     def corrected(self, correction: Correction) -> LatencyTable:
         """This table with another correction in the place of its own."""

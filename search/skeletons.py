@@ -20,6 +20,7 @@ from search.latency_table import LatencyKey, key_of, reshape_key
 from supernet.architecture import AnyStem, Head, Stage, stage_grids
 from supernet.block_types import Block, Positive
 from supernet.blocks import build_block
+from supernet.candidate import Candidate
 from supernet.metaformer import MetaFormerStage
 from supernet.schema import Record
 from supernet.space import SearchSpace
@@ -123,6 +124,16 @@ def recipes(space: SearchSpace, *, copies: int) -> Iterator[Recipe]:
                 yield context.downsampling_recipe(number, in_width, width)
     for width in space.widths(len(space.stages)):
         yield from context.head_recipes(width)
+
+
+def lone_blocks(space: SearchSpace) -> Iterator[tuple[int, Candidate, Skeleton]]:
+    """Every candidate but identity at every width of its stage, alone in a skeleton that `recipes` asks for too."""
+    context = _Context(space)
+    for number in range(1, len(space.stages) + 1):
+        for candidate in space.candidates(number):
+            if not candidate.is_identity:
+                for width in space.widths(number):
+                    yield number, candidate, context.skeleton(number, width, candidate.block(width))
 
 
 class _Context:

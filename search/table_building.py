@@ -2,7 +2,8 @@
 
 All skeletons are measured together (`search.measure`: interleaved, drift divided out), and each entry is a difference
 of two of them (`search.skeletons`). The whole nets that audit the table are measured among them: a machine that
-changes its speed changes it for both, and that does not pass for an error of the table.
+changes its speed changes it for both, and that does not pass for an error of the table. A candidate that the runtime
+cannot build is left out of the space, and the table says so.
 
 Where a transition between two stages has many pairs of widths, a grid of them is measured and the rest lies on the
 bilinear surface through it, marked as interpolated.
@@ -22,19 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.interpolate import RegularGridInterpolator
-from torch import nn
 
-from search.latency_audit import fresh_model
-from search.latency_table import Entry, LatencyKey, LatencyTable, Protocol, RuntimeName, keys
-from search.measure import SETTLE_CALLS, Clock, Machine, Progress, Rounds, Timing, machine, measure, most_redone
+from search.bench import Bench, CannotBuild, Timed
+from search.latency_table import Entry, LatencyKey, LatencyTable, LeftOut, Protocol, RuntimeName, keys
+from search.measure import SETTLE_CALLS, Clock, Machine, Progress, Rounds, Timing, machine, most_redone
 from search.runtimes import Runtime
-from search.skeletons import Recipe, Skeleton, build_skeleton, recipes
+from search.skeletons import Recipe, Skeleton, lone_blocks, recipes
 from supernet.architecture import Architecture
 from supernet.schema import UserError
 from supernet.space import SearchSpace
 
-CHUNK_NETS = 600  # nets held in memory and measured together
-CHUNK_PARAMETERS = 500_000_000  # of all nets of a chunk, 2 GB
 SETTLING_COPIES = 4  # by how much an entry at or below zero is measured again with more copies
 PAIRS = 64  # most pairs of widths that are measured per transition between two stages
 SMALLEST_MS = 1e-6  # what a part counts as that cannot be told from nothing
@@ -81,7 +79,7 @@ def build_table(
     seed: int,
     standard_error_percent: float = 1.0,
     most_seconds: float = 0.0,
-    whole_nets: Sequence[Architecture] = (),
+    whole_nets: Callable[[SearchSpace], Sequence[Architecture]] = lambda space: (),
     warmup: int = 3,
     pairs: int = PAIRS,
     progress: Progress | None = None,
@@ -94,18 +92,24 @@ def build_table(
     measured per transition between two stages. After the rounds, entries whose standard error is above
     `standard_error_percent` of them (and above a tenth of that of the largest net) are measured on, and the whole nets
     with them, until there are none or `most_seconds` have passed since the beginning. `seed` orders the nets.
-    `progress` is called with (steps done, steps), first one step a net built, then one a round and net; each time that
-    nets are measured on, it begins anew.
+    `whole_nets` is asked for nets of the space without the candidates that the runtime cannot build
+    (`LatencyTable.left_out`). `progress` is called with (steps done, steps), first one step a block that is tried, then
+    one a net built and one a round and net; each time that nets are measured on, it begins anew.
+
+    Raises `UserError`, with the runtime's words, if it cannot build what the space cannot do without.
     """
     generator = torch.Generator().manual_seed(seed)
+    until = clock() + 1e9 * most_seconds
+    bench = Bench(runtime, batch_size, rounds, warmup, generator, clock)
+    left_out = _refused(space, bench, progress)
+    space = _without(space, left_out)
     found = _Recipes.of(space, copies=copies, pairs=pairs)
     measured, skeletons = found.measured, found.skeletons
-    until = clock() + 1e9 * most_seconds
-    bench = _Bench(runtime, batch_size, rounds, warmup, generator, clock, built={})
-    timings, seen = bench.measure([*skeletons, *dict.fromkeys(whole_nets)], progress)
+    wholes = list(dict.fromkeys(whole_nets(space)))
+    timings, seen = bench.measure([*skeletons, *wholes], progress)
     goal = standard_error_percent / 100
     while clock() < until and (loose := _loose(measured, _solve(measured, timings), goal, space)):
-        nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *dict.fromkeys(whole_nets)]
+        nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *wholes]
         seen = _measure_on(timings, seen, nets, bench, progress)
     values = _with_unsettled(found, _solve(measured, timings), goal, space)
     values |= _settle(measured, values, bench)
@@ -130,8 +134,33 @@ def build_table(
         most_redone=most_redone(rounds),
         drift=(round(seen.fastest, 4), round(seen.slowest, 4)),
     )
-    table = _table(space, found, values, condition, protocol)
-    return table, {net: timings[net] for net in dict.fromkeys(whole_nets)}
+    table = _table(space, found, values, condition, protocol, left_out)
+    return table, {net: timings[net] for net in wholes}
+
+
+def _refused(space: SearchSpace, bench: Bench, progress: Progress | None) -> tuple[LeftOut, ...]:
+    """The candidates that the runtime cannot build, at the first width where it shows; the others' nets are kept."""
+    refused: dict[tuple[int, str], LeftOut] = {}
+    todo = list(lone_blocks(space))
+    for done, (stage, candidate, net) in enumerate(todo, start=1):
+        if (stage, candidate.name) not in refused:
+            try:
+                bench.build(net)
+            except CannotBuild as error:
+                left_out = LeftOut(stage=stage, candidate=candidate.name, reason=error.reason)
+                refused[stage, candidate.name] = left_out
+        if progress is not None:
+            progress(done, len(todo))
+    return tuple(refused.values())
+
+
+def _without(space: SearchSpace, left_out: Sequence[LeftOut]) -> SearchSpace:
+    """The space without what the runtime cannot build. Raises `UserError` where that is no space."""
+    try:
+        return space.without((one.stage, one.candidate) for one in left_out)
+    except UserError as error:
+        reasons = "; ".join(f"stage {one.stage}: {one.reason}" for one in left_out)
+        raise UserError(f"{reasons}; {error}; take other candidates, or another runtime") from None
 
 
 @dataclass(frozen=True)
@@ -177,6 +206,7 @@ def _table(
     values: dict[LatencyKey, _Value],
     condition: Condition,
     protocol: Protocol,
+    left_out: tuple[LeftOut, ...] = (),
 ) -> LatencyTable:
     values = values | _interpolate(found.between, found.measured, values)
     return LatencyTable(
@@ -188,11 +218,9 @@ def _table(
         machine=condition.machine,
         date=condition.date,
         protocol=protocol,
+        left_out=left_out,
         entries=tuple(values[recipe.key].entry(recipe.key) for recipe in found.todo),
     )
-
-
-Timed = Skeleton | Architecture
 
 
 @dataclass(frozen=True)
@@ -223,104 +251,6 @@ class _Value:
             settled=self.settled,
             interpolated=self.interpolated,
         )
-
-
-class _Bench(NamedTuple):
-    """What all measurements of one table have in common; `built` keeps nets that are measured on, a chunk of them."""
-
-    runtime: Runtime
-    batch_size: int
-    rounds: int
-    warmup: int
-    generator: torch.Generator
-    clock: Clock
-    built: dict[Timed, Callable[[], object]]
-
-    def measure(
-        self, todo: Sequence[Timed], progress: Progress | None = None
-    ) -> tuple[dict[Timed, Timing], Rounds]:
-        """Time nets in chunks that fit into memory; the first net is in every chunk and links their speeds."""
-        reference, remaining = todo[0], list(reversed(todo))
-        timings: dict[Timed, Timing] = {}
-        rounds, of_chunk = Rounds(), list[Rounds]()
-        tally = _Tally(progress, total=(1 + self.rounds) * len(todo))  # each net is built once, and visited every round
-        while remaining:
-            nets = self._build_chunk(reference, remaining, tally)
-            found = measure(
-                nets,
-                rounds=self.rounds,
-                warmup=self.warmup,
-                generator=self.generator,
-                clock=self.clock,
-                progress=tally.a_round_of(len(nets)),
-                seen=of_chunk.append,
-            )
-            speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
-            rounds = rounds.joined(of_chunk.pop(), speed=speed)
-            for net in found.keys() - timings.keys():
-                samples = tuple(speed * sample for sample in found[net].samples_ms)
-                timings[net] = replace(found[net], samples_ms=samples)
-        return timings, rounds
-
-    def _built(self, net: Timed, module: nn.Module) -> Callable[[], object]:
-        shape = (self.batch_size, *net.input_shape)
-        try:
-            return self.runtime.build(module, shape)
-        except (UserError, OSError, MemoryError, torch.OutOfMemoryError):  # not the block's fault
-            raise
-        except Exception as error:  # of any runtime, also a user's
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise UserError(
-                f"{self.runtime.name} {self.runtime.version} cannot run {_described(net)}, input {shape} ({reason});"
-                " leave that block out of the space's candidates, or take another runtime"
-            ) from error
-
-    def _build_chunk(
-        self, reference: Timed, remaining: list[Timed], tally: _Tally
-    ) -> dict[Timed, Callable[[], object]]:
-        """Build the reference and as many nets as fit, taken from the end of `remaining`."""
-        nets: dict[Timed, Callable[[], object]] = {}
-        parameters = 0
-        while remaining and len(nets) < CHUNK_NETS and parameters < CHUNK_PARAMETERS:
-            for net in dict.fromkeys((reference, remaining.pop())):
-                if net in self.built:
-                    nets[net] = self.built[net]
-                elif net not in nets:
-                    module = build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
-                    parameters += sum(parameter.numel() for parameter in module.parameters())
-                    nets[net] = self._built(net, module)
-            tally.add(1)
-        if not self.built and not remaining:  # all of them fit into one chunk
-            self.built.update(nets)
-        return nets
-
-
-def _described(net: Timed) -> str:
-    """A net in words: its blocks with width and map, or a whole net."""
-    if isinstance(net, Architecture):
-        return f"the whole net {net.digest}"
-    stages = [
-        f"{', '.join(dict.fromkeys(block.type for block in stage.blocks)) or 'no block'} at {stage.width_channels}"
-        f" channels and {height}x{width} px"
-        for stage, (height, width) in zip(net.stages, net.grids, strict=True)
-    ]
-    return f"a small net of {' and '.join(stages)}"
-
-
-class _Tally:
-    """How much of all work is done; the net that links the chunks comes once more with each, and may exceed it."""
-
-    def __init__(self, progress: Progress | None, *, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-
-    def add(self, done: int) -> None:
-        self.done = min(self.total, self.done + done)
-        if self.progress is not None:
-            self.progress(self.done, self.total)
-
-    def a_round_of(self, nets: int) -> Progress:
-        """The progress of a measurement, called once a round, in which so many nets were visited."""
-        return lambda done, rounds: self.add(nets)
 
 
 def _distinct(found: Iterable[Recipe]) -> list[Recipe]:
@@ -381,7 +311,7 @@ def _with_parts_before(loose: list[Recipe], measured: list[Recipe]) -> list[Reci
 
 
 def _measure_on(
-    timings: dict[Timed, Timing], seen: Rounds, nets: Sequence[Timed], bench: _Bench, progress: Progress | None
+    timings: dict[Timed, Timing], seen: Rounds, nets: Sequence[Timed], bench: Bench, progress: Progress | None
 ) -> Rounds:
     """Add another measurement of some nets to the timings, at the speed that the machine had for the first.
 
@@ -394,12 +324,12 @@ def _measure_on(
     return seen.joined(rounds, speed=speed)
 
 
-def _settle(measured: list[Recipe], values: dict[LatencyKey, _Value], bench: _Bench) -> dict[LatencyKey, _Value]:
+def _settle(measured: list[Recipe], values: dict[LatencyKey, _Value], bench: Bench) -> dict[LatencyKey, _Value]:
     """Measure again what came out at or below zero, blocks with more copies; what stays there is not settled."""
     again = [_more_copies(recipe) for recipe in measured if values[recipe.key].median_ms <= SMALLEST_MS]
     if not again:
         return {}
-    timings, _ = bench._replace(rounds=3 * bench.rounds).measure(_skeletons(again))
+    timings, _ = replace(bench, rounds=3 * bench.rounds).measure(_skeletons(again))
     settled: dict[LatencyKey, _Value] = {}
     for recipe in again:
         value = _difference(recipe, timings, values | settled)

@@ -9,6 +9,7 @@ granularity, and the candidates of every position. The choices of EfficientForme
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from supernet.architecture import Architecture, Downsampling, Head, PoolingName, Stage, Stem
 from supernet.block_types import Block, Positive
 from supernet.candidate import Candidate
-from supernet.schema import Record, UserError, digest, load, nearest, save
+from supernet.schema import Record, UserError, digest, load, nearest, parse, plain, save
 
 
 class WidthRange(Record):
@@ -169,6 +170,17 @@ class SearchSpace(SpaceShape):
     def candidates(self, stage: int) -> tuple[Candidate, ...]:
         """The candidates of every position of a stage (numbered from 1)."""
         return self.stages[stage - 1].candidates
+
+    def without(self, left_out: Iterable[tuple[int, str]]) -> SearchSpace:
+        """The space without these candidates, each named by its stage (from 1) and its name.
+
+        Raises `UserError` where what is left is no space: a stage needs a block, and a map block before others' maps.
+        """
+        gone = set(left_out)
+        data = plain(self)
+        for number, stage in enumerate(data["stages"], start=1):
+            stage["candidates"] = [one for one in stage["candidates"] if (number, one["name"]) not in gone]
+        return parse(SearchSpace, data, source="the space without them") if gone else self
 
     def architecture(self, widths: tuple[int, ...], choices: tuple[tuple[Candidate, ...], ...]) -> Architecture:
         """The architecture with these stage widths and, per stage, these candidates."""

@@ -77,7 +77,7 @@ TINY: dict[str, Any] = {
 }
 
 MEASURING = (
-    "search.table_building",
+    "search.bench",
     "search.latency_audit",
     "search.isolated",
     "experiments.delivered_latency",
@@ -129,6 +129,19 @@ class VirtualRuntime:
 @register_runtime("virtual_too")
 class OtherVirtualRuntime(VirtualRuntime):
     name = "virtual_too"
+
+
+@register_runtime("virtual_picky")
+class PickyVirtualRuntime(VirtualRuntime):
+    """Cannot build whatever has this word in its module: attention."""
+
+    name = "virtual_picky"
+    refuses = "OffsetAttention"
+
+    def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> VirtualNet:
+        if self.refuses in str(module):
+            raise RuntimeError("no kernel for this")
+        return super().build(module, input_shape)
 
 
 def _measured(nets: Mapping[Any, Callable[[], object]], **options: Any) -> dict[Any, Timing]:

@@ -124,7 +124,7 @@ def test_drift_that_hits_all_nets_alike_is_divided_out():
 def rounds_of(
     clock: FakeClock, speeds: list[dict[str, float]], *, rounds: int
 ) -> tuple[dict[str, Timing], Rounds, int]:
-    """Twenty nets of 1 to 20 ms, slowed down by name in some rounds; their timings, the rounds, and how many there were.
+    """Twenty nets of 1 to 20 ms, slowed down by name in some rounds: their timings, the rounds, and their number.
 
     The first visit of a net is its warm-up, so its visit number is that of the round.
     """
@@ -179,7 +179,7 @@ def test_drift_and_what_is_usual_are_no_disturbance(speeds):
 
 
 def test_no_more_rounds_are_redone_than_stated():
-    calm, busy = [{}, {}, {}, {}, {}, {}], [{name: 2.0 for name in "abcdef"[k:]} for k in range(4)]
+    calm, busy = [{}, {}, {}, {}, {}, {}], [dict.fromkeys("abcdef"[k:], 2.0) for k in range(4)]
     _, rounds, count = rounds_of(FakeClock(), [*calm, *busy, *busy, *busy], rounds=10)
     assert rounds.redone == most_redone(10) == 5
     assert count == 15

@@ -73,6 +73,27 @@ def test_a_stage_of_token_blocks_alone_must_not_stand_before_one_of_maps() -> No
     assert space(["mb4d"], ["mb3d"], ["mb3d", "identity"]).largest.depth == 3
 
 
+def test_a_space_without_a_candidate_has_all_its_other_architectures_and_no_more() -> None:
+    smaller = SPACE.without([(2, "mb4d"), (1, "mb3d")])  # the second is none of stage 1
+    assert [[c.name for c in stage.candidates] for stage in smaller.stages] == [
+        ["mb4d", "identity"],
+        ["mb3d", "identity"],
+    ]
+    assert smaller.digest != SPACE.digest
+    for architecture in drawn(smaller, 50):
+        SPACE.check(architecture)
+        assert "mb4d" not in names(smaller, architecture)[1]
+    assert SPACE.without([]) == SPACE
+
+
+def test_a_space_without_what_it_needs_is_refused() -> None:
+    with pytest.raises(UserError, match="candidates need at least one block besides identity"):
+        SPACE.without([(1, "mb4d")])
+    stages = [*PLAIN["stages"][1:], PLAIN["stages"][1]]
+    with pytest.raises(UserError, match="stage 1: has token blocks alone"):
+        parse(SearchSpace, PLAIN | {"stages": stages}, source="the tests").without([(1, "mb4d")])
+
+
 def test_a_candidate_written_as_a_word_has_the_published_options() -> None:
     mb4d, mb3d, identity = SPACE.candidates(2)
     assert mb4d.block(32) == MB4D(mlp_channels=128, pool_kernel=3, layer_scale=1e-5)
