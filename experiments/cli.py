@@ -229,11 +229,16 @@ def audit_command(
     budgets: Annotated[
         int | None, typer.Option("--budgets", min=2, help="Instead, deliver nets for so many budgets, measured afresh.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", help="Instead, compare with this table, or another run's: measured twice, the same?"),
+    ] = None,
     override: SetOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Say how wrong a run's latency table is, beside MACs, parameters and parts timed alone."""
     from experiments import budgets as delivering
+    from experiments import comparing
     from experiments.auditing import audit_run, rows_of, save_audit
     from experiments.console import Screen
     from experiments.measuring import check_condition
@@ -245,6 +250,20 @@ def audit_command(
     described, folder = _opened(run, None, tuple(override or ()))
     if "table" not in (folder.manifest.stages if folder.exists else {}):
         raise UserError(f"{run}: has no latency table yet; slimformer table {run} measures one")
+    if budgets is not None and against is not None:
+        raise UserError("--budgets and --against are two questions: give one of them")
+    if against is not None:
+        folder.check_artifacts("table")
+        agreed, path = comparing.compare_tables(described, run, against, nets=nets, seed=seed)
+        header = ["compared", "number", "mean %", "median %", "within 3 %", "worst %"]
+        screen = Screen()
+        screen.table(f"{agreed.environment}, {' and '.join(agreed.dates)}", header, comparing.rows_of(agreed))
+        screen.line(
+            f"The second took {agreed.speed:.3f} times as long, which is divided out. Largest difference: "
+            f"{agreed.worst_entry.first_ms:.4f} and {agreed.worst_entry.second_ms:.4f} ms, {agreed.worst_entry.entry}."
+            f" Written: {path}"
+        )
+        return
     if described.table.bundle is not None:
         raise UserError(f"{run}: its table is of another device, so nothing can be measured against it here")
     folder.check_artifacts("table")

@@ -84,6 +84,31 @@ def test_a_budget_that_cannot_be_kept_is_written_down_and_the_others_are_deliver
     assert "out of reach" in record["unreachable"][0]["reason"]
 
 
+def test_a_table_that_is_measured_twice_on_a_slower_machine_agrees(
+    copied: Path, finished: Path, slimformer: Slimformer, device: Any
+) -> None:
+    device.slowdown = 1.5
+    assert slimformer("table", copied, "--redo").code == 0
+    outcome = slimformer("audit", copied, "--against", finished, "--nets", "30")
+    assert outcome.code == 0, outcome.err
+    record = json.loads((copied / "agreement-virtual-fp32-t1.json").read_text())
+    assert record["speed"] == pytest.approx(1 / 1.5, rel=1e-3)
+    assert record["num_architectures"] == 30
+    assert record["nets"]["worst_percent"] < 0.1
+    assert record["entries"]["within_3_percent"] > 99
+    assert "The second took 0.667 times as long" in " ".join(outcome.out.split())
+
+
+def test_tables_that_cannot_be_compared_are_refused(
+    copied: Path, finished: Path, slimformer: Slimformer, tmp_path: Path
+) -> None:
+    assert "no such file" in slimformer("audit", copied, "--against", tmp_path / "none.json").mistake
+    both = slimformer("audit", copied, "--against", finished, "--budgets", "5")
+    assert "give one of them" in both.mistake
+    assert slimformer("table", copied, "--set", "table.precision=bf16", "--redo").code == 0
+    assert "are of two conditions" in slimformer("audit", copied, "--against", finished).mistake
+
+
 def test_an_audit_under_another_condition_is_refused(copied: Path, slimformer: Slimformer) -> None:
     assert "but this would measure" in slimformer("audit", copied, "--set", "table.threads=2").mistake
 
