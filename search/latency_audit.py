@@ -21,6 +21,7 @@ from scipy.stats import kendalltau
 from search.latency_table import Correction, LatencyTable
 from search.measure import Clock, Progress, Timing, measure
 from search.runtimes import Runtime
+from search.timed_weights import timed_weights
 from supernet.architecture import Architecture
 from supernet.metaformer import MetaFormer
 from supernet.schema import Record, load, save
@@ -126,8 +127,7 @@ def measure_models(
 
 def fresh_model(architecture: Architecture) -> MetaFormer:
     """The whole net, to be timed, with weights that are the same at every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with timed_weights():
         return MetaFormer(architecture).eval()
 
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from search.latency_table import LatencyKey, key_of, reshape_key
+from search.timed_weights import timed_weights
 from supernet.architecture import AnyStem, Head, Stage, stage_grids
 from supernet.block_types import Block, Positive
 from supernet.blocks import build_block
@@ -88,8 +88,7 @@ class SkeletonModule(nn.Module):
 
 def build_skeleton(skeleton: Skeleton) -> nn.Module:
     """The skeleton's net in eval mode, with random weights that leave torch's own generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with timed_weights():
         return SkeletonModule(skeleton).eval()
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from supernet.fused import fused
 from supernet.schema import UserError, write_atomically
+from supernet.threads import one_thread
 
 OPSET = 20
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
@@ -58,7 +59,7 @@ def onnx_bytes(model: nn.Module, *, input_shape: tuple[int, ...], exporter: Expo
         raise ValueError("onnx export needs model.eval(): batch norm and drop path differ while training")
     parameter = next(model.parameters(), torch.empty(0))
     example = torch.zeros(input_shape, dtype=parameter.dtype, device=parameter.device)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), one_thread(), warnings.catch_warnings():
         # torch announces the TorchScript exporter's removal on every call; default_exporter() is our answer to it.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
