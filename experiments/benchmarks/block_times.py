@@ -2,20 +2,23 @@
 
     python -m experiments.benchmarks.block_times
 
-A model is cut after its stem, after every downsampling and block, and not at all; a part takes what the net with it
-takes more than the net without it, so runtimes fuse and lay out each as they do in the model. All nets of a runtime are
-measured in the same rounds, and whole models with them, for the ranking. The record's figure: `docs/block-times.svg`.
+A model is cut after its stem, after every downsampling and every run of equal blocks, and not at all; a part takes what
+the net with it takes more than the net without it, so runtimes fuse and lay out each as they do in the model. Equal
+blocks in a row share what they take together: a cut after each would double the nets, and every difference would carry
+the noise of two of them. All nets of a runtime are measured in the same rounds, and whole models with them, for the
+ranking; a net of many milliseconds is timed once a round. The record's figure: `docs/block-times.svg`.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
 
@@ -25,10 +28,11 @@ from experiments.artifacts import Environment, environment
 from experiments.console import Screen, counted
 from search.latency_audit import fresh_model
 from search.measure import Net, Timing, machine, measure
-from search.runtimes import Runtime, runtime, runtime_names
+from search.runtimes import FileRuntime, Runtime, runtime, runtime_names
 from search.skeletons import Skeleton, build_skeleton
 from supernet import Architecture, list_models, published_architecture
 from supernet.block_types import Identity, MetaFormerBlock
+from supernet.onnx_export import onnx_bytes
 from supernet.schema import Record, load, save
 from train.randomness import generator_for
 
@@ -37,7 +41,7 @@ FIGURE = ROOM.parent / "docs" / "block-times.svg"
 MODELS = ("efficientformer_l1", "efficientformerv2_s0", "caformer_s18")
 RANKED = ("convformer_s18", "efficientformerv2_s1", "poolformer_s12", "poolformerv2_s12")  # whole, beside those
 RUNTIMES = ("onnxruntime", "openvino", "eager")
-WARMUP = 3
+WARMUP = 2
 Part = Literal["stem", "downsampling", "block", "head"]
 
 
@@ -51,7 +55,7 @@ class PartTime(Record):
 
 
 class ModelTimes(Record):
-    """A model on one runtime: the parts, which add up to the median of the whole model."""
+    """A model on one runtime: the parts, which add up to the median of the whole model; equal ones in a row share."""
 
     model: str
     runtime: str
@@ -79,8 +83,18 @@ class BlockTimesRecord(Record):
     ranking: tuple[WholeTime, ...]
 
 
-def cuts(architecture: Architecture) -> Iterator[tuple[Part, int, str, Skeleton | Architecture]]:
-    """Each part with its stage and type, and the net that ends with it; the last is the whole model."""
+class Cut(NamedTuple):
+    """So many equal parts in a row, with their stage and type, and the net that ends with them."""
+
+    part: Part
+    stage: int
+    type: str
+    repeats: int
+    net: Skeleton | Architecture
+
+
+def cuts(architecture: Architecture) -> Iterator[Cut]:
+    """All parts in the order they run; the last cut's net is the whole model."""
     stages = architecture.stages
 
     def cut(number: int, blocks: int) -> Skeleton:
@@ -94,15 +108,18 @@ def cuts(architecture: Architecture) -> Iterator[tuple[Part, int, str, Skeleton 
             head=None,
         )
 
-    yield "stem", 0, "stem", cut(1, 0)
+    yield Cut("stem", 0, "stem", 1, cut(1, 0))
     for number, stage in enumerate(stages, start=1):
         if stage.downsampling is not None and number > 1:
-            yield "downsampling", number, "downsampling", cut(number, 0)
-        for count, block in enumerate(stage.blocks, start=1):
+            yield Cut("downsampling", number, "downsampling", 1, cut(number, 0))
+        done = 0
+        for block, equal in itertools.groupby(stage.blocks):
+            count = len(list(equal))
+            done += count
             if not isinstance(block, Identity):
                 name = block.mixer.type if isinstance(block, MetaFormerBlock) else block.type
-                yield "block", number, name, cut(number, count)
-    yield "head", len(stages), "head", architecture
+                yield Cut("block", number, name, count, cut(number, done))
+    yield Cut("head", len(stages), "head", 1, architecture)
 
 
 def module_of(net: Skeleton | Architecture) -> nn.Module:
@@ -110,34 +127,56 @@ def module_of(net: Skeleton | Architecture) -> nn.Module:
     return build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
 
 
+def built_on(
+    device: Runtime,
+    net: Skeleton | Architecture,
+    shape: tuple[int, ...],
+    exported: dict[Skeleton | Architecture, bytes],
+) -> Net:
+    """A net on a runtime; `exported` keeps its ONNX file for the next runtime that reads one."""
+    if not isinstance(device, FileRuntime):
+        return device.build(module_of(net), shape)
+    if net not in exported:
+        exported[net] = onnx_bytes(module_of(net), input_shape=shape)
+    return device.load(exported[net], shape)
+
+
 def times_on(
-    device: Runtime, models: Sequence[str], ranked: Sequence[str], *, rounds: int, screen: Screen
+    device: Runtime,
+    models: Sequence[str],
+    ranked: Sequence[str],
+    *,
+    rounds: int,
+    exported: dict[Skeleton | Architecture, bytes],
+    screen: Screen,
 ) -> tuple[list[ModelTimes], list[WholeTime]]:
     """Measure the cuts of some models and other models as a whole, in the same rounds."""
     built: dict[tuple[str, int], Net] = {}
     parts = {model: list(cuts(published_architecture(model))) for model in models}
-    parts |= {model: [("head", 0, "head", published_architecture(model))] for model in ranked}
+    parts |= {model: [Cut("head", 0, "head", 1, published_architecture(model))] for model in ranked}
     with screen.bar(f"building on {device.name}") as advance:
         total = sum(len(found) for found in parts.values())
         for model, found in parts.items():
-            for number, (*_, net) in enumerate(found):
-                shape = published_architecture(model).input_shape
-                built[model, number] = device.build(module_of(net), (1, *shape))
+            for number, cut in enumerate(found):
+                shape = (1, *published_architecture(model).input_shape)
+                built[model, number] = built_on(device, cut.net, shape, exported)
                 advance(len(built), total, {})
     with screen.bar(f"measuring on {device.name}") as advance:
         timings: dict[tuple[str, int], Timing] = measure(
             built,
             rounds=rounds,
             warmup=WARMUP,
+            min_runs=rounds,
             generator=generator_for(0, "block times", device.name),
             progress=counted(advance),
         )
     of_models = []
     for model in models:
         before_ms, told = 0.0, []
-        for number, (part, stage, name, _) in enumerate(parts[model]):
+        for number, cut in enumerate(parts[model]):
             ms = timings[model, number].median_ms
-            told.append(PartTime(part=part, stage=stage, type=name, ms=round(ms - before_ms, 5)))
+            part = PartTime(part=cut.part, stage=cut.stage, type=cut.type, ms=round((ms - before_ms) / cut.repeats, 6))
+            told += [part] * cut.repeats
             before_ms = ms
         of_models.append(ModelTimes(model=model, runtime=device.name, whole_ms=round(before_ms, 5), parts=tuple(told)))
     whole = [
@@ -169,8 +208,11 @@ def main(words: Sequence[str] | None = None) -> None:
     ranked = [name for name in arguments.ranked if name not in arguments.models]
     models: list[ModelTimes] = []
     ranking: list[WholeTime] = []
+    exported: dict[Skeleton | Architecture, bytes] = {}
     for device in devices:
-        found, whole = times_on(device, arguments.models, ranked, rounds=arguments.rounds, screen=screen)
+        found, whole = times_on(
+            device, arguments.models, ranked, rounds=arguments.rounds, exported=exported, screen=screen
+        )
         models += found
         ranking += whole
     command = shlex.join(["python", "-m", "experiments.benchmarks.block_times", *(words or sys.argv[1:])])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from analysis.block_times_plot import block_times_figure
 from experiments.benchmarks import block_times
-from experiments.benchmarks.block_times import BlockTimesRecord, cuts, main, module_of
+from experiments.benchmarks.block_times import BlockTimesRecord, built_on, cuts, main, module_of
+from search.runtimes import runtime
 from supernet import Architecture, published_architecture
 from supernet.block_types import Identity
 from supernet.schema import UserError, load
@@ -20,15 +22,15 @@ def test_the_cuts_of_a_model_have_one_part_more_each_and_end_with_the_model(name
     architecture = published_architecture(name)
     found = list(cuts(architecture))
     blocks = sum(not isinstance(block, Identity) for stage in architecture.stages for block in stage.blocks)
-    parts = [part for part, *_ in found]
+    parts = [cut.part for cut in found for _ in range(cut.repeats)]
     assert (parts[0], parts[-1]) == ("stem", "head")
     assert parts.count("block") == blocks
     assert parts.count("downsampling") == len(architecture.stages) - 1
-    assert found[-1][3] == architecture
+    assert found[-1].net == architecture
     sizes = []
     with torch.device("meta"):
-        for *_, net in found:
-            sizes.append(sum(parameter.numel() for parameter in module_of(net).parameters()))
+        for cut in found:
+            sizes.append(sum(parameter.numel() for parameter in module_of(cut.net).parameters()))
     assert sizes == sorted(sizes)
     assert sizes[-1] == sum(parameter.numel() for parameter in module_of(architecture).parameters())
 
@@ -38,10 +40,29 @@ def test_a_cut_computes_what_the_model_computes_so_far() -> None:
     found = list(cuts(architecture))
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        for number, (part, stage, _, net) in enumerate(found[:-1]):
-            height, width = architecture.grids[max(stage, 1) - 1]
-            assert module_of(net)(images).shape[-2:] == (height, width), (number, part)
-        assert module_of(found[-1][3])(images).shape == (1, 1000)
+        for cut in found[:-1]:
+            height, width = architecture.grids[max(cut.stage, 1) - 1]
+            assert module_of(cut.net)(images).shape[-2:] == (height, width), cut
+        assert module_of(found[-1].net)(images).shape == (1, 1000)
+
+
+def test_equal_blocks_in_a_row_are_cut_off_together_and_others_alone() -> None:
+    cuts_of = {name: list(cuts(published_architecture(name))) for name in ("poolformer_s12", "efficientformer_l1")}
+    assert [cut.repeats for cut in cuts_of["poolformer_s12"] if cut.part == "block"] == [2, 2, 6, 2]
+    last = [(cut.type, cut.repeats) for cut in cuts_of["efficientformer_l1"] if cut.stage == 4 and cut.part == "block"]
+    assert last == [("mb4d", 3), ("mb3d", 1)]
+
+
+def test_a_net_is_exported_once_for_all_runtimes_that_read_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    export = block_times.onnx_bytes
+    monkeypatch.setattr(block_times, "onnx_bytes", lambda net, **sizes: seen.append(net) or export(net, **sizes))
+    net = next(cuts(published_architecture("efficientformer_l1").model_copy(update={"resolution_px": (32, 32)}))).net
+    exported: dict[Any, bytes] = {}
+    for _ in range(2):
+        built_on(runtime("onnxruntime", threads=1), net, (1, 3, 32, 32), exported)()
+    built_on(runtime("eager", threads=1), net, (1, 3, 32, 32), exported)()
+    assert len(seen) == len(exported) == 1
 
 
 def test_the_record_adds_up_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
