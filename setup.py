@@ -58,6 +58,9 @@ setup(
     ],
     extras_require={
         "openvino": ["openvino>=2025.0"],
+        # Wheels for Python 3.10 to 3.14 on Linux (x86-64, arm64), macOS (arm64) and Windows, all with XNNPACK.
+        "executorch": ["executorch>=1.5"],
+        "mnn": ["mnn>=3.4"],  # wheels for Python 3.8 to 3.14 on Linux, macOS and Windows
         "test": [
             "pytest>=8.3",
             "pytest-timeout>=2.3",
@@ -66,6 +69,7 @@ setup(
             "mypy>=1.18",
             "types-PyYAML",
             "openvino>=2025.0",
+            "mnn>=3.4",
         ],
     },
 )

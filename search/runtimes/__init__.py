@@ -69,7 +69,7 @@ class Runtime(Protocol):
 
 @runtime_checkable
 class FileRuntime(Runtime, Protocol):
-    """A runtime that also runs ONNX files as they are, and so the delivered ones."""
+    """A runtime that also runs models from files, ONNX or its own (`search.model_files`), and so the delivered ones."""
 
     def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """As `build`, for an exported model. Raises `UserError` if the file cannot be read."""
@@ -85,6 +85,9 @@ _BUILT_IN = {
     "eager": "search.runtimes.eager",
     "compile": "search.runtimes.compiled",
     "openvino": "search.runtimes.openvino_cpu",
+    "executorch": "search.runtimes.executorch",
+    "mnn": "search.runtimes.mnn",
+    "cuda": "search.runtimes.cuda",
 }
 
 
@@ -114,9 +117,11 @@ def onnx_in(precision: str, module: nn.Module, input_shape: tuple[int, ...]) -> 
     return quantized_onnx(model, [noise(input_shape)]) if precision == "int8" else model
 
 
-def needs_extra(name: str) -> UserError:
-    """What a runtime's file raises if the package that it needs is not installed."""
-    return UserError(f"runtime {name}: not installed; pip install 'slimformer[{name}]' (in a checkout: '.[{name}]')")
+def needs_extra(name: str, error: ImportError) -> UserError:
+    """What a runtime's file raises if the package that it needs is not installed, or cannot be loaded."""
+    missing = isinstance(error, ModuleNotFoundError)
+    reason = "not installed" if missing else f"cannot be loaded ({' '.join(str(error).split())[:200]})"
+    return UserError(f"runtime {name}: {reason}; pip install 'slimformer[{name}]' (in a checkout: '.[{name}]')")
 
 
 def runtime(name: str, *, threads: int, precision: str | None = None) -> Runtime:

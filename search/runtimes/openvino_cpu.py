@@ -13,8 +13,8 @@ from supernet.schema import UserError
 
 try:
     import openvino
-except ImportError:
-    raise needs_extra("openvino") from None
+except ImportError as error:
+    raise needs_extra("openvino", error) from None
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}  # int8 is in the graph; the hint is of the rest
 

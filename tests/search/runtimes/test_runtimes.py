@@ -11,7 +11,7 @@ from torch import nn
 
 from search import runtimes
 from search.measure import measure
-from search.runtimes import noise, register_runtime, runtime, runtime_names
+from search.runtimes import noise, onnx_in, register_runtime, runtime, runtime_names
 from supernet.onnx_export import export_onnx
 from supernet.schema import UserError
 
@@ -39,7 +39,16 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()).eval()
 
 
-BUILT_IN = ["onnxruntime", "eager", "openvino", pytest.param("compile", marks=pytest.mark.long)]
+BUILT_IN = ["onnxruntime", "eager", "openvino", "mnn", pytest.param("compile", marks=pytest.mark.long)]
+PACKAGES = {"openvino": "openvino", "mnn": "MNN"}
+
+
+@pytest.fixture(autouse=True)
+def _installed(request):
+    """Tests of a runtime whose package is missing are skipped; what `.[test]` installs is there in the gate."""
+    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -93,8 +102,33 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(runtimes, "_FACTORIES", {})
     monkeypatch.delitem(sys.modules, "search.runtimes.openvino_cpu", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UserError, match=r"pip install 'slimformer\[openvino\]'"):
+    with pytest.raises(UserError, match=r"openvino: not installed; pip install 'slimformer\[openvino\]'"):
         runtime("openvino", threads=1)
+
+
+def test_a_package_that_cannot_be_loaded_says_why(monkeypatch, tmp_path):
+    (tmp_path / "openvino.py").write_text("raise ImportError('undefined symbol: f')")
+    monkeypatch.setattr(runtimes, "_FACTORIES", {})
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("search.runtimes.openvino_cpu", "openvino"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(UserError, match=r"openvino: cannot be loaded \(undefined symbol: f\); pip install"):
+        runtime("openvino", threads=1)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "mnn"])
+def test_a_file_that_is_no_model_and_one_that_is_missing_are_refused(name, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    device = runtime(name, threads=1)
+    for file, part in (("bad.onnx", "bad.onnx: not an ONNX model"), ("missing.onnx", "missing.onnx: ")):
+        with pytest.raises(UserError, match=part):
+            device.load(tmp_path / file, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["mnn"])
+def test_images_of_another_size_are_refused_where_the_runtime_itself_would_crash(name):
+    with pytest.raises(UserError, match=r"its input is \['batch', 3, 8, 8\], not \[2, 4, 8, 8\]"):
+        runtime(name, threads=1).load(onnx_in("fp32", small_net(), SHAPE), (2, 4, 8, 8))
 
 
 def test_eager_runs_with_its_threads_and_gives_the_callers_back():
