@@ -61,6 +61,8 @@ setup(
         # Wheels for Python 3.10 to 3.14 on Linux (x86-64, arm64), macOS (arm64) and Windows, all with XNNPACK.
         "executorch": ["executorch>=1.5"],
         "mnn": ["mnn>=3.4"],  # wheels for Python 3.8 to 3.14 on Linux, macOS and Windows
+        # It has no wheel for Python 3.14 yet, none for Windows, and on Linux it converts alone.
+        "coreml": ["coremltools>=9.0"],
         "test": [
             "pytest>=8.3",
             "pytest-timeout>=2.3",

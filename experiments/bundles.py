@@ -21,6 +21,7 @@ from search.bundle import PLAN, RESULTS, SCRIPT, ShapedNet, read_bundle, write_b
 from search.latency_audit import fresh_model
 from search.latency_table import LatencyTable, Protocol, RuntimeName
 from search.measure import Machine, Timing
+from search.model_files import content_of, files_of
 from search.skeletons import Skeleton, build_skeleton
 from search.table_building import table_nets, table_of
 from supernet import Architecture, UserError
@@ -33,7 +34,7 @@ def write_table_bundle(run: Run, directory: Path) -> None:
     """Write the nets of a run's latency table, and the whole nets that audit it, to be measured elsewhere."""
     nets = {name: (partial(_module, net), net.input_shape) for name, net in _table_nets(run).items()}
     _written(run, directory, nets, rounds=run.experiment.table.rounds, what="writing the table's nets")
-    size_mb = sum(file.stat().st_size for file in (directory / "nets").iterdir()) / 1e6
+    size_mb = sum(file.stat().st_size for file in files_of(directory / "nets")) / 1e6
     run.screen.line(
         f"{directory}: {len(nets)} nets, {size_mb:,.0f} MB. Copy it to the device, run python {SCRIPT} in it, put"
         f" {RESULTS} back, and set table.bundle: {directory}"
@@ -97,7 +98,8 @@ def measured_elsewhere(run: Run, jobs: list[Job]) -> dict[str, Timing]:
     for job in jobs:
         folder = run.path / "delivered" / job.name
         architecture = Architecture.load(folder / "architecture.yaml")
-        nets[job.name] = ((folder / measured_file(run.precision)).read_bytes, architecture.input_shape)
+        file = folder / measured_file(run.experiment.table.runtime, run.precision)
+        nets[job.name] = (partial(content_of, file), architecture.input_shape)
     rounds = run.experiment.evaluate.latency_rounds
     _written(run, directory, nets, rounds=rounds, what="writing delivered models")
     _, condition, timings = read_bundle(directory)

@@ -73,7 +73,8 @@ class DeliveredNets:
         architecture = Architecture.load(folder / "architecture.yaml")
         shape = (self.run.experiment.table.batch_size, *architecture.input_shape)
         if isinstance(self.run.runtime, FileRuntime):
-            return self.run.runtime.load(folder / measured_file(self.run.precision), shape)
+            name = measured_file(self.run.experiment.table.runtime, self.run.precision)
+            return self.run.runtime.load(folder / name, shape)
         return self.run.runtime.build(trained_model(architecture, folder / "model.safetensors"), shape)
 
     def measure(self, jobs: Sequence[Job]) -> dict[str, Latency]:

@@ -17,12 +17,14 @@ from experiments.models import (
     Job,
     found,
     measured_file,
+    onnx_file,
     trained_model,
 )
 from experiments.retraining import retrain_model
 from experiments.run import Run
 from experiments.solving import Solver
 from search.bundle import PLAN, RESULTS
+from search.model_files import files_of, model_file, write_model
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, UserError, cost
 from supernet.onnx_export import export_onnx, onnx_parity
@@ -49,8 +51,8 @@ def export_models(run: Run) -> list[Path]:
     for model in models:
         result = _within_budget(run, nets, solver, model, latencies[model.job.name])
         results.append(result)
-        names = dict.fromkeys((*DELIVERED_FILES, measured_file(run.precision)))
-        paths += [run.path / "delivered" / model.job.name / name for name in names]
+        names = dict.fromkeys((*DELIVERED_FILES, _measured_file(run)))
+        paths += [file for name in names for file in files_of(run.path / "delivered" / model.job.name / name)]
     if run.elsewhere and models:
         paths += [run.path / ON_DEVICE / name for name in (PLAN, RESULTS)]
     table = run.table
@@ -69,7 +71,7 @@ def export_models(run: Run) -> list[Path]:
 
 
 def _export(run: Run, job: Job, trained: Path) -> None:
-    """Write `delivered/NAME/`: architecture, weights, ONNX file and preprocessing of a trained model."""
+    """Write `delivered/NAME/`: architecture, weights, preprocessing, ONNX file, and the runtime's own file if any."""
     folder = run.path / "delivered" / job.name
     architecture = Architecture.load(trained / "architecture.yaml")
     model = trained_model(architecture, weights_path(trained))
@@ -83,7 +85,11 @@ def _export(run: Run, job: Job, trained: Path) -> None:
     )
     if run.precision == "int8":
         content = quantized_onnx((folder / "model.onnx").read_bytes(), _calibration(run))
-        write_atomically(folder / measured_file(run.precision), content)
+        write_atomically(folder / onnx_file(run.precision), content)
+    elif _measured_file(run) not in DELIVERED_FILES:
+        table = run.experiment.table
+        shape = (table.batch_size, *architecture.input_shape)
+        write_model(folder / _measured_file(run), model_file(table.runtime, model, shape, precision=run.precision))
     test = run.data.test
     preprocessing = Preprocessing(
         resolution_px=architecture.resolution_px,
@@ -94,6 +100,10 @@ def _export(run: Run, job: Job, trained: Path) -> None:
         class_names=run.data.class_names,
     )
     save(preprocessing, folder / "preprocessing.json")
+
+
+def _measured_file(run: Run) -> str:
+    return measured_file(run.experiment.table.runtime, run.precision)
 
 
 def calibration_split(run: Run) -> Split:

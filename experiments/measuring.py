@@ -13,6 +13,7 @@ from experiments.run import AUDIT
 from search.latency_audit import LatencyAudit, fresh_model
 from search.latency_table import LatencyTable, UnmeasuredBlock
 from search.measure import Net, Timing, machine, measure
+from search.model_files import file_suffix
 from search.runtimes import FileRuntime, Runtime
 from supernet import Architecture, UserError, list_models, published_architecture
 from supernet.onnx_export import open_session
@@ -81,7 +82,7 @@ def measurable(model: str, *, resolution_px: int | None) -> Measurable:
 
 
 def _file(runtime: Runtime, path: Path, batch_size: int) -> Net:
-    if not isinstance(runtime, FileRuntime):
+    if not isinstance(runtime, FileRuntime) or file_suffix(runtime.name) != path.suffix:
         raise UserError(f"{path}: the runtime {runtime.name} reads no ONNX files")
     shape = open_session(path, threads=1).get_inputs()[0].shape
     if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from experiments.experiment import Method
 from search.delivery import DeliveryRound
+from search.model_files import file_suffix
 from supernet import Architecture, MetaFormer
 from supernet.schema import Record, load
 from train.checkpoint import load_weights
@@ -79,13 +80,19 @@ class ExportedModel(Record):
 DELIVERED_FILES = ("architecture.yaml", "model.safetensors", "model.onnx", "preprocessing.json")
 
 
-def measured_file(precision: str) -> str:
-    """Which of a delivered model's files is measured, and in int8 tested too."""
+def onnx_file(precision: str) -> str:
+    """Which of a delivered model's ONNX files computes in this number format; in int8 it is tested too."""
     return "model-int8.onnx" if precision == "int8" else "model.onnx"
 
 
+def measured_file(runtime: str, precision: str) -> str:
+    """Which of a delivered model's files, or which folder, is measured."""
+    suffix = file_suffix(runtime)
+    return onnx_file(precision) if suffix == ".onnx" else f"model{suffix}"
+
+
 class Exported(Record):
-    """What the export stage delivered: `delivered/NAME/` holds `DELIVERED_FILES`, in int8 `model-int8.onnx` too."""
+    """What the export stage delivered: `delivered/NAME/` holds `DELIVERED_FILES`, and `measured_file` beside them."""
 
     schema_version: Literal[1] = 1
     runtime: str

@@ -25,7 +25,7 @@ from experiments.models import (
     UnreachableModel,
     exported,
     found,
-    measured_file,
+    onnx_file,
     trained_model,
 )
 from experiments.retraining import found_architecture, retrain_found, trained_files
@@ -233,7 +233,7 @@ def evaluate_stage(run: Run) -> list[Path]:
     with run.screen.bar("test images") as advance:
         for number, model in enumerate(delivered.models, start=1):
             folder = run.path / "delivered" / model.job.name
-            file = measured_file(delivered.precision)
+            file = onnx_file(delivered.precision)
             net: nn.Module
             if delivered.precision == "int8":  # what is delivered computes something else than its weights in fp32
                 net = OnnxModel(folder / file, threads=run.threads)

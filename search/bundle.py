@@ -1,8 +1,8 @@
 """Bundles: nets as files, to be measured on a device that is not this machine, and what comes back from it.
 
-A bundle is a folder with `plan.json`, `nets/*.onnx` and `measure.py` (`search.bundle_script`), which needs the runtime
-alone and writes `results.json`. Results are untrusted: those of another plan, cut short, or with times that cannot be
-are refused.
+A bundle is a folder with `plan.json`, the nets in the runtime's format below `nets/`, and `measure.py`
+(`search.bundle_script`), which needs the runtime alone and writes `results.json`. Results are untrusted: those of
+another plan, cut short, or with times that cannot be are refused.
 """
 
 from __future__ import annotations
@@ -19,26 +19,38 @@ from torch import nn
 import search.bundle_script
 from search.latency_table import RuntimeName
 from search.measure import RETAKES, SAMPLE_MS, SETTLE_CALLS, VISIT_MS, Machine, Progress, Timing, timings_of
-from search.runtimes import onnx_in
+from search.model_files import (
+    ModelFile,
+    bundled_file,
+    model_file,
+    remove_model,
+    sha256_of,
+    size_bytes,
+    write_model,
+)
 from search.table_building import Condition
 from supernet.block_types import Positive
 from supernet.schema import Record, UserError, load, save, write_atomically
 
 PLAN, RESULTS, SCRIPT = "plan.json", "results.json", "measure.py"
-RUNTIMES = ("onnxruntime", "openvino")  # those that `measure.py` knows
-PRECISIONS = ("fp32", "int8")
-# How a net is built, as a module or as the ONNX file that it is already, and C,H,W of its input.
-ShapedNet = tuple[Callable[[], nn.Module | bytes], tuple[int, int, int]]
+PRECISIONS = {  # of the runtimes that `measure.py` knows
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "int8"),
+    "executorch": ("fp32",),
+    "coreml": ("fp16", "fp32"),
+}
+# How a net is built, as a module or as the file of the runtime that it is already, and C,H,W of its input.
+ShapedNet = tuple[Callable[[], nn.Module | ModelFile], tuple[int, int, int]]
 LONGEST_CPU = 120
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Milliseconds = Annotated[float, Field(ge=1e-6, le=1e7)]
 
 
 class PlannedNet(Record):
-    """One net of a bundle: its name, its file below the folder, and B,C,H,W of its input."""
+    """One net of a bundle: its name, its file or folder below the bundle's, and B,C,H,W of its input."""
 
     name: str
-    file: Annotated[str, Field(pattern=r"^nets/[0-9a-z-]+\.onnx$")]
+    file: Annotated[str, Field(pattern=r"^nets/[0-9a-z-]+\.(onnx|ir|pte|mlpackage)$")]
     size_bytes: Positive
     sha256: Sha256
     input_shape: tuple[Positive, Positive, Positive, Positive]
@@ -60,8 +72,8 @@ class Plan(Record):
     """What is to be measured, and how; `plugins` are the files that the nets' blocks come from."""
 
     schema_version: Literal[1] = 1
-    runtime: Literal["onnxruntime", "openvino"]
-    precision: Literal["fp32", "int8"]
+    runtime: Literal["onnxruntime", "openvino", "executorch", "coreml"]
+    precision: Literal["fp32", "fp16", "int8"]
     threads: Positive
     batch_size: Positive
     protocol: BundleProtocol
@@ -114,26 +126,27 @@ def write_bundle(
     Results that are there and belong to this very plan count on; those of another are kept as `results-*.json`. Raises
     `UserError` for a runtime that `measure.py` does not know, and for a folder that holds something else.
     """
-    if runtime not in RUNTIMES or precision not in PRECISIONS:
+    if precision not in PRECISIONS.get(runtime, ()):
+        known = ", ".join(f"{name} in {' or '.join(formats)}" for name, formats in PRECISIONS.items())
         raise UserError(
-            f"a bundle measures with {' or '.join(RUNTIMES)} in {' or '.join(PRECISIONS)}, not with {runtime} in"
-            f" {precision}: set table.runtime and table.precision"
+            f"a bundle measures with {known}, not with {runtime} in {precision}: set table.runtime and table.precision"
         )
     if directory.exists() and any(directory.iterdir()) and not (directory / PLAN).exists():
         raise UserError(f"{directory}: is not empty and holds no bundle; name another folder")
     planned = []
     for number, (name, (build, shape)) in enumerate(nets.items(), start=1):
-        net = build()
-        content = net if isinstance(net, bytes) else onnx_in(precision, net, (1, *shape))
-        file = f"nets/{number:04}.onnx"
-        write_atomically(directory / file, content)
+        net, input_shape = build(), (batch_size, *shape)
+        model = model_file(runtime, net, input_shape, precision=precision) if isinstance(net, nn.Module) else net
+        suffix, content = bundled_file(runtime, model, input_shape)
+        file = f"nets/{number:04}{suffix}"
+        write_model(directory / file, content)
         planned.append(
             PlannedNet(
                 name=name,
                 file=file,
-                size_bytes=len(content),
-                sha256=hashlib.sha256(content).hexdigest(),
-                input_shape=(batch_size, *shape),
+                size_bytes=size_bytes(content),
+                sha256=sha256_of(content),
+                input_shape=input_shape,
             )
         )
         if progress is not None:
@@ -155,8 +168,8 @@ def write_bundle(
         (directory / RESULTS).rename(directory / f"results-{before}.json")
     write_atomically(directory / SCRIPT, Path(search.bundle_script.__file__).read_bytes())
     save(plan, directory / PLAN)
-    for left in {*(directory / "nets").glob("*.onnx")} - {directory / net.file for net in planned}:
-        left.unlink()  # of an earlier, larger bundle
+    for left in {*(directory / "nets").glob("[0-9]*.*")} - {directory / net.file for net in planned}:
+        remove_model(left)  # of an earlier bundle, which was larger or for another runtime
     return plan
 
 

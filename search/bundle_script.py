@@ -1,11 +1,12 @@
 """Measure the nets of this folder on this device, in milliseconds.
 
-    pip install onnxruntime        # or openvino: plan.json says which
+    pip install onnxruntime        # or openvino, executorch, on a Mac coremltools: plan.json says which
     python measure.py              # writes results.json
     python measure.py a.onnx ...   # prints the latency of these models instead, and writes nothing
 
-Needs Python 3.8, numpy and that runtime, and nothing else. Leave the device alone while it runs. Nets are measured in
-parts that fit into its memory, and results.json grows by a part at a time: interrupted, the same command goes on.
+Needs Python 3.8, numpy and that runtime, and nothing else (ExecuTorch's package needs torch). Leave the device alone
+while it runs. Nets are measured in parts that fit into its memory, and results.json grows by a part at a time:
+interrupted, the same command goes on.
 """
 
 # slimformer copies this file into every bundle (`search.bundle`); it measures as `search.measure` does.
@@ -16,6 +17,7 @@ import argparse
 import datetime
 import gc
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -63,11 +65,11 @@ def onnxruntime_net(path: Path, shape: Sides, threads: int) -> Net:
 
 
 def openvino_net(path: Path, shape: Sides, threads: int) -> Net:
-    """The same with OpenVINO."""
+    """The same of an ONNX file, or of a folder with its own format, with OpenVINO."""
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(str(path))
+    model = core.read_model(str(path / "model.xml" if path.is_dir() else path))
     shape = shape or [side.get_length() if side.is_static else 1 for side in model.inputs[0].partial_shape]
     model.reshape(list(shape))
     settings = {
@@ -86,7 +88,60 @@ def openvino_net(path: Path, shape: Sides, threads: int) -> Net:
     return run
 
 
-BUILD = {"onnxruntime": onnxruntime_net, "openvino": openvino_net}
+def executorch_net(path: Path, shape: Sides, threads: int) -> Net:
+    """The same of a .pte file with ExecuTorch, whose pool of threads is made before the first net is loaded."""
+    import torch
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    if not loaded:
+        portable_lib._unsafe_reset_threadpool(threads)
+    program = Runtime.get().load_program(path.read_bytes())
+    method = program.load_method("forward")
+    loaded.append(program)
+    images = torch.from_numpy(noise(shape or method.metadata.input_tensor_meta(0).sizes()))
+    return lambda: method.execute([images])
+
+
+def coreml_net(path: Path, shape: Sides, threads: int) -> Net:
+    """The same of an .mlpackage folder with Core ML, on a Mac, which uses what units and threads it likes."""
+    import coremltools
+
+    if platform.system() != "Darwin":
+        sys.exit("Core ML runs on macOS alone")
+    model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit.ALL)
+    images = model.get_spec().description.input[0]
+    feed = {images.name: noise(shape or images.type.multiArrayType.shape)}
+    return lambda: model.predict(feed)
+
+
+BUILD = {
+    "onnxruntime": onnxruntime_net,
+    "openvino": openvino_net,
+    "executorch": executorch_net,
+    "coreml": coreml_net,
+}
+loaded: list[object] = []  # ExecuTorch's programs, which its methods use
+
+
+def version_of(runtime: str) -> str:
+    """The version of what computes: Core ML's is that of macOS."""
+    if runtime == "coreml":
+        return platform.mac_ver()[0] or "none"
+    if runtime == "executorch":
+        return importlib.metadata.version(runtime)
+    version: str = importlib.import_module(runtime).__version__
+    return version.partition("-")[0]
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file; of a folder that of the lines "SHA256 PATH" of its files, sorted by path."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))  # .DS_Store
+    names = sorted(file.relative_to(path).as_posix() for file in files)
+    lines = (f"{sha256_of(path / name)} {name}\n" for name in names)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def noise(shape: Sequence[Any]) -> np.ndarray:
@@ -186,7 +241,7 @@ def measure_plan(folder: Path, chunk_bytes: float) -> None:
     content = (folder / "plan.json").read_bytes()
     plan, results_path = json.loads(content), folder / "results.json"
     runtime = plan["runtime"]
-    version = __import__(runtime).__version__.partition("-")[0]
+    version = version_of(runtime)
     results: dict[str, Any] = {
         "schema_version": 1,
         "plan": hashlib.sha256(content).hexdigest(),
@@ -210,7 +265,7 @@ def measure_plan(folder: Path, chunk_bytes: float) -> None:
         built: dict[str, Net] = {}
         for net in chunk:
             path = folder / net["file"]
-            if hashlib.sha256(path.read_bytes()).hexdigest() != net["sha256"]:
+            if sha256_of(path) != net["sha256"]:
                 sys.exit(f"{path}: was changed or cut short; copy the bundle again")
             try:
                 built[net["name"]] = BUILD[runtime](path, net["input_shape"], plan["threads"])
@@ -250,7 +305,7 @@ def say(text: str) -> None:
 def main() -> None:
     """Read the command line, and measure."""
     parser = argparse.ArgumentParser(description="Measure the nets of a slimformer bundle on this device.")
-    parser.add_argument("models", nargs="*", help="ONNX files to measure, in the place of the bundle's nets")
+    parser.add_argument("models", nargs="*", help="files to measure, in the place of the bundle's nets")
     parser.add_argument("--runtime", choices=sorted(BUILD), default="onnxruntime", help="for models")
     parser.add_argument("--threads", type=int, default=1, help="for models")
     parser.add_argument("--rounds", type=int, default=30, help="for models")

@@ -88,6 +88,7 @@ _BUILT_IN = {
     "executorch": "search.runtimes.executorch",
     "mnn": "search.runtimes.mnn",
     "cuda": "search.runtimes.cuda",
+    "coreml": "search.runtimes.coreml",
 }
 
 

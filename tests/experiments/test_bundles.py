@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from experiments.bundles import ON_DEVICE
 from experiments.experiment import Experiment
 from search.bundle import PLAN, RESULTS, Plan
 from search.latency_table import LatencyTable
+from search.model_files import ModelFile, content_of
 from supernet.onnx_export import OnnxModel
 from supernet.schema import load
 from train.data import open_data
@@ -23,7 +25,7 @@ Slimformer = Callable[..., Any]
 TABLE = "latency-onnxruntime-a-phone-fp32-b1-t1.json"
 
 
-def answer(bundle: Path, *, cpu: str = "a phone", slower: float = 1.0) -> None:
+def answer(bundle: Path, *, cpu: str = "a phone", slower: float = 1.0, runtime: str = "onnxruntime") -> None:
     """Measure a bundle as a phone would that takes 1 ms, and one more for every 20 kB of a net, or slower."""
     plan = load(Plan, bundle / PLAN)
     times = {
@@ -33,7 +35,7 @@ def answer(bundle: Path, *, cpu: str = "a phone", slower: float = 1.0) -> None:
     results = {
         "schema_version": 1,
         "plan": hashlib.sha256((bundle / PLAN).read_bytes()).hexdigest(),
-        "runtime": {"name": "onnxruntime", "version": "9.9"},
+        "runtime": {"name": runtime, "version": "9.9"},
         "machine": {"cpu": cpu, "cores": 8, "memory_gb": 6.0, "system": "none"},
         "date": "2026-01-31",
         "chunks": [times],
@@ -51,7 +53,7 @@ def phone(tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer) -> 
         assert outcome.code == 0, outcome.err
         assert "Copy it to the device, run python measure.py in it" in outcome.out
         assert not (tmp_path / "run").exists()
-        answer(tmp_path / "bundle")
+        answer(tmp_path / "bundle", runtime=changes.get("table.runtime", "onnxruntime"))
         return path
 
     return bundle
@@ -119,6 +121,36 @@ def test_in_int8_the_rounded_file_is_measured_and_tested(
     before = rounded.read_bytes()
     assert slimformer("export", run, "--set", "evaluate.calibration_images=2", "--redo").code == 2
     assert rounded.read_bytes() != before
+
+
+def test_a_runtime_with_files_of_its_own_is_delivered_and_measured_in_them(
+    phone: Callable[..., Path], tmp_path: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def package(runtime: str, module: nn.Module, input_shape: tuple[int, ...], *, precision: str) -> ModelFile:
+        count = sum(parameter.numel() for parameter in module.parameters())
+        return {"Manifest.json": f"{runtime} {precision} {input_shape}".encode(), "Data/weights.bin": bytes(4 * count)}
+
+    for place in ("search.bundle", "experiments.exporting"):  # without coremltools, which converts for seconds
+        monkeypatch.setattr(f"{place}.model_file", package)
+    changes = {"search.methods": ["uniform"], "search.budgets_of_largest": [0.7], "table.batch_size": 2}
+    path = phone(**{"table.runtime": "coreml", "table.precision": "fp16", **changes})
+    words = ("run", path, "--out", tmp_path / "run", "--set", f"table.bundle={tmp_path / 'bundle'}")
+    run = tmp_path / "run"
+    assert "was not measured yet" in slimformer(*words).mistake
+    (planned,) = load(Plan, run / ON_DEVICE / PLAN).nets
+    delivered = content_of(run / "delivered" / planned.name / "model.mlpackage")
+    assert not isinstance(delivered, bytes)
+    assert delivered["Manifest.json"] == b"coreml fp16 (2, 1, 8, 8)"
+    assert content_of(run / ON_DEVICE / planned.file) == delivered
+    answer(run / ON_DEVICE, runtime="coreml")
+    outcome = slimformer(*words)
+    assert outcome.code == 0, outcome.err
+    (model,) = json.loads((run / "evaluation.json").read_text())["models"]
+    assert model["measured_ms"] == pytest.approx(1 + planned.size_bytes / 20_000)
+    assert model["onnx"] == f"delivered/{planned.name}/model.onnx"
+    assert slimformer(*words).skipped[-1] == "report"
+    (run / "delivered" / planned.name / "model.mlpackage" / "Data" / "weights.bin").write_bytes(b"others")
+    assert "weights.bin: was changed" in slimformer(*words).mistake
 
 
 def test_the_table_command_takes_a_bundle_and_does_it_again_when_it_was_measured_again(

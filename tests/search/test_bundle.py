@@ -41,9 +41,9 @@ def written(directory: Path, **changes: Any) -> Plan:
     return write_bundle(directory, settings.pop("nets"), **settings)
 
 
-def on_device(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def on_device(folder: Path, *words: str, absent: tuple[str, ...] = ABSENT) -> subprocess.CompletedProcess[str]:
     """Run `measure.py` as on a device where nothing of the project is installed."""
-    command = [sys.executable, "-c", RUN.format(absent=ABSENT), str(folder / SCRIPT), *words]
+    command = [sys.executable, "-c", RUN.format(absent=absent), str(folder / SCRIPT), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
 
 
@@ -78,7 +78,8 @@ def answered(bundle: Path) -> Callable[..., Path]:
 def test_what_a_bare_device_measures_comes_back_as_timings(tmp_path: Path, runtime: str) -> None:
     pytest.importorskip(runtime)
     folder = tmp_path / "bundle"
-    written(folder, runtime=runtime)
+    suffix = {"onnxruntime": "onnx", "openvino": "ir"}[runtime]
+    assert [net.file for net in written(folder, runtime=runtime).nets] == [f"nets/000{i}.{suffix}" for i in (1, 2, 3)]
     done = on_device(folder)
     assert done.returncode == 0, done.stderr
     plan, condition, timings = read_bundle(folder)
@@ -92,6 +93,96 @@ def test_what_a_bare_device_measures_comes_back_as_timings(tmp_path: Path, runti
     assert (condition.runtime.name, condition.precision) == (runtime, "fp32")
     assert (condition.threads, condition.batch_size) == (1, 2)
     assert plan.nets[0].input_shape == (2, 3, 8, 6)
+
+
+def test_programs_of_executorch_are_measured_on_a_device_without_this_project(tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install '.[executorch]'")
+    folder = tmp_path / "bundle"
+    plan = written(folder, runtime="executorch", threads=2)
+    assert [net.file for net in plan.nets] == ["nets/0001.pte", "nets/0002.pte", "nets/0003.pte"]
+    done = on_device(folder, absent=("pydantic", "search", "supernet", "onnx", "timm"))
+    assert done.returncode == 0, done.stderr
+    _, condition, timings = read_bundle(folder)
+    assert timings.keys() == {"net-3", "net-5", "net-7"}
+    assert all(0 < timing.median_ms < 100 for timing in timings.values())
+    assert (condition.runtime.name, condition.runtime.version[0].isdigit()) == ("executorch", True)
+    assert "Resetting threadpool to 2 threads" in done.stdout + done.stderr
+
+
+# As far as the script sees it, a Mac with coremltools; nothing is computed.
+MAC = """
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+class MLModel:
+    def __init__(self, path, compute_units):
+        assert compute_units == "all"
+        assert json.loads((Path(path) / "Manifest.json").read_text())["fileFormatVersion"] == "1.0.0"
+
+    def get_spec(self):
+        return SimpleNamespace(description=SimpleNamespace(input=[SimpleNamespace(name="images")]))
+
+    def predict(self, feed):
+        (images,) = feed.items()
+        assert (images[0], images[1].shape, str(images[1].dtype)) == ("images", (2, 3, 8, 6), "float32")
+
+models, ComputeUnit = SimpleNamespace(MLModel=MLModel), SimpleNamespace(ALL="all")
+"""
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], subprocess.CompletedProcess[str]]:
+    """Runs `measure.py` of a folder as on a Mac."""
+    (tmp_path / "mac").mkdir()
+    (tmp_path / "mac" / "coremltools.py").write_text(MAC)
+    (tmp_path / "mac" / "sitecustomize.py").write_text(
+        "import platform; platform.system = lambda: 'Darwin'; platform.mac_ver = lambda: ('15.1', (), '')"
+    )
+
+    def run(folder: Path) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(tmp_path / "mac"))
+            return on_device(folder)
+
+    return run
+
+
+def packages(directory: Path) -> None:
+    """A bundle of folders for Core ML."""
+    nets = {
+        f"net-{channels}": (
+            lambda: {"Manifest.json": b'{"fileFormatVersion": "1.0.0"}', "Data/weights.bin": b"weights"},
+            (3, 8, 6),
+        )
+        for channels in CHANNELS
+    }
+    written(directory, runtime="coreml", precision="fp16", nets=nets)
+
+
+def test_folders_for_core_ml_are_checked_and_measured_as_a_mac_would(
+    tmp_path: Path, mac: Callable[[Path], subprocess.CompletedProcess[str]]
+) -> None:
+    folder = tmp_path / "bundle"
+    packages(folder)
+    elsewhere = on_device(folder)
+    assert elsewhere.returncode != 0
+    assert not (folder / RESULTS).exists()
+    (folder / "nets" / "0001.mlpackage" / ".DS_Store").touch()  # what a Mac leaves wherever it looks
+    done = mac(folder)
+    assert done.returncode == 0, done.stderr
+    _, condition, timings = read_bundle(folder)
+    assert timings.keys() == {"net-3", "net-5", "net-7"}
+    assert (condition.runtime.name, condition.runtime.version, condition.precision) == ("coreml", "15.1", "fp16")
+    (folder / RESULTS).unlink()
+    (folder / "nets" / "0002.mlpackage" / "Data" / "weights.bin").write_bytes(b"others")
+    assert "0002.mlpackage: was changed or cut short" in mac(folder).stderr
+
+
+def test_nets_of_an_earlier_bundle_for_another_runtime_are_removed(tmp_path: Path) -> None:
+    packages(tmp_path / "bundle")
+    written(tmp_path / "bundle", nets={"net-3": (partial(net, 3), (3, 8, 6))})
+    assert [path.name for path in (tmp_path / "bundle" / "nets").iterdir()] == ["0001.onnx"]
 
 
 def test_an_interrupted_measurement_goes_on_and_keeps_what_it_has(bundle: Path) -> None:
@@ -202,10 +293,12 @@ def test_results_count_for_the_bundle_they_are_of_and_are_never_lost(answered: C
 
 
 def test_a_runtime_that_no_script_knows_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="onnxruntime or openvino in fp32 or int8, not with eager in fp32"):
+    with pytest.raises(UserError, match=r"onnxruntime in fp32 or int8, .* coreml in fp16 or fp32, not with eager in"):
         written(tmp_path / "bundle", runtime="eager")
     with pytest.raises(UserError, match="not with onnxruntime in bf16"):
         written(tmp_path / "bundle", precision="bf16")
+    with pytest.raises(UserError, match="not with executorch in int8"):
+        written(tmp_path / "bundle", runtime="executorch", precision="int8")
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UserError, match="is not empty and holds no bundle"):
         written(tmp_path)
