@@ -65,11 +65,11 @@ def onnxruntime_net(path: Path, shape: Sides, threads: int) -> Net:
 
 
 def openvino_net(path: Path, shape: Sides, threads: int) -> Net:
-    """The same of an ONNX file, or of a folder with its own format, with OpenVINO."""
+    """The same with OpenVINO."""
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(str(path / "model.xml" if path.is_dir() else path))
+    model = core.read_model(str(path))
     shape = shape or [side.get_length() if side.is_static else 1 for side in model.inputs[0].partial_shape]
     model.reshape(list(shape))
     settings = {

@@ -1,7 +1,4 @@
-"""The files that runtimes run: ONNX, ExecuTorch's .pte, Core ML's .mlpackage, which is a folder; and how one is made.
-
-OpenVINO runs ONNX files here; a bundle holds its own format, the intermediate representation, for devices.
-"""
+"""The files that runtimes run: ONNX, ExecuTorch's .pte, Core ML's .mlpackage (a folder); and how one is made."""
 
 from __future__ import annotations
 
@@ -38,15 +35,6 @@ def model_file(runtime: str, module: nn.Module, input_shape: tuple[int, ...], *,
 
         return mlpackage(module, input_shape=input_shape, precision=precision)
     return onnx_in(precision, module, input_shape)
-
-
-def bundled_file(runtime: str, content: ModelFile, input_shape: tuple[int, ...]) -> tuple[str, ModelFile]:
-    """What a bundle holds of a model that a runtime runs here: the end of its name, and the content."""
-    if runtime == "openvino" and isinstance(content, bytes):
-        from search.runtimes.openvino_cpu import ir_files
-
-        return ".ir", ir_files(content, input_shape=input_shape)
-    return file_suffix(runtime), content
 
 
 def write_model(path: Path, content: ModelFile) -> None:

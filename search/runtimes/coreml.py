@@ -39,7 +39,7 @@ def mlpackage(module: nn.Module, *, input_shape: tuple[int, ...], precision: str
         graph = torch.export.export(fused(module), (torch.zeros(input_shape),)).run_decompositions({})
         model = coremltools.convert(
             graph,
-            inputs=[coremltools.TensorType(name=INPUT_NAME, shape=input_shape)],
+            inputs=[coremltools.TensorType(name=INPUT_NAME, shape=input_shape, dtype=np.float32)],
             outputs=[coremltools.TensorType(name=OUTPUT_NAME, dtype=np.float32)],
             convert_to="mlprogram",
             compute_precision=kinds[precision],

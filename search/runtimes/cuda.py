@@ -22,7 +22,7 @@ _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def why_no_gpu() -> str | None:
     """Why nothing can run on a GPU here, or None if it can."""
-    if not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
         return "torch finds no NVIDIA GPU, or no driver for it"

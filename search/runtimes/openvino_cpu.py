@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,27 +17,6 @@ except ImportError as error:
     raise needs_extra("openvino", error) from None
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}  # int8 is in the graph; the hint is of the rest
-
-
-def ir_files(model: bytes, *, input_shape: tuple[int, ...]) -> dict[str, bytes]:
-    """An ONNX model for images B,C,H,W in OpenVINO's own format, which is two files; weights are kept as they are.
-
-    Raises `UserError` if it cannot be read.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        openvino.save_model(_read(openvino.Core(), model, input_shape), f"{folder}/model.xml", compress_to_fp16=False)
-        return {name: (Path(folder) / name).read_bytes() for name in ("model.bin", "model.xml")}
-
-
-def _read(core: openvino.Core, model: bytes | Path | str, input_shape: tuple[int, ...]) -> openvino.Model:
-    where = "the model" if isinstance(model, bytes) else str(model)
-    try:
-        read = core.read_model(io.BytesIO(model) if isinstance(model, bytes) else str(model))
-        read.reshape(list(input_shape))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: not an ONNX model that OpenVINO can read ({reason})") from None
-    return read
 
 
 @register_runtime("openvino")
@@ -62,7 +40,13 @@ class OpenVinoRuntime:
 
     def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """The same for an exported model, an ONNX file or its bytes. Raises `UserError` if it cannot be read."""
-        read = _read(self.core, model, input_shape)
+        where = "the model" if isinstance(model, bytes) else str(model)
+        try:
+            read = self.core.read_model(io.BytesIO(model) if isinstance(model, bytes) else str(model))
+            read.reshape(list(input_shape))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{where}: not an ONNX model that OpenVINO can read ({reason})") from None
         settings = {
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,

@@ -78,8 +78,7 @@ def answered(bundle: Path) -> Callable[..., Path]:
 def test_what_a_bare_device_measures_comes_back_as_timings(tmp_path: Path, runtime: str) -> None:
     pytest.importorskip(runtime)
     folder = tmp_path / "bundle"
-    suffix = {"onnxruntime": "onnx", "openvino": "ir"}[runtime]
-    assert [net.file for net in written(folder, runtime=runtime).nets] == [f"nets/000{i}.{suffix}" for i in (1, 2, 3)]
+    written(folder, runtime=runtime)
     done = on_device(folder)
     assert done.returncode == 0, done.stderr
     plan, condition, timings = read_bundle(folder)

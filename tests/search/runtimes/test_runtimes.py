@@ -125,19 +125,6 @@ def test_a_file_that_is_no_model_and_one_that_is_missing_are_refused(name, tmp_p
             device.load(tmp_path / file, SHAPE)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_openvinos_own_format_computes_the_same_and_is_written_to_the_same_bytes_twice(precision, tmp_path):
-    pytest.importorskip("openvino")
-    from search.runtimes.openvino_cpu import ir_files
-
-    device, model = runtime("openvino", threads=1, precision=precision), onnx_in(precision, small_net(), SHAPE)
-    files = ir_files(model, input_shape=SHAPE)
-    assert ir_files(model, input_shape=SHAPE) == files
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    np.testing.assert_array_equal(device.load(tmp_path / "model.xml", SHAPE)(), device.load(model, SHAPE)())
-
-
 @pytest.mark.parametrize("name", ["mnn"])
 def test_images_of_another_size_are_refused_where_the_runtime_itself_would_crash(name):
     with pytest.raises(UserError, match=r"its input is \['batch', 3, 8, 8\], not \[2, 4, 8, 8\]"):
