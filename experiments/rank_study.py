@@ -87,7 +87,7 @@ def spread_architectures(run: Run, config: RankConfig) -> list[Architecture]:
 
     Deterministic; the first so many are spread as well as all. Raises `UserError` if there are not enough.
     """
-    table, space = run.table, run.space
+    table, space = run.table, run.runnable_space
     low_ms, high_ms = table.latency_ms(space.smallest), table.latency_ms(space.largest)
     generator = generator_for(config.draw_seed, "architectures of a rank study")
     drawn = {net.digest: net for net in (space.smallest, space.largest)}

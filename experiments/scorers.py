@@ -82,7 +82,7 @@ class Scorers:
             "supernet_accuracy": held_out.accuracy_percent,
             "supernet_accuracy_no_refit": held_out.accuracy_without_refit_percent,
             "supernet_loss": -held_out.cross_entropy,
-            "additive": self.contributions().percent(self.run.space, architecture),
+            "additive": self.contributions().percent(self.run.runnable_space, architecture),
             "alpha_log_probability": alpha_log_probability(self.importance, self.run.space, architecture),
             "alpha_importance": alpha_importance(self.importance, self.run.space, architecture),
             "naswot": untrained.naswot,
@@ -137,7 +137,7 @@ class Scorers:
                 told()
                 return percent
 
-            self._contributions = removal_contributions(self.run.space, score)
+            self._contributions = removal_contributions(self.run.runnable_space, score)
             save(self._contributions, path)
         return self._contributions
 

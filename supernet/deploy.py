@@ -39,7 +39,7 @@ class PooledResidual(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
         if torch.onnx.is_in_onnx_export():
-            return x_BCHW * (1.0 - self.factor) + self.pool(x_BCHW) * self.factor
+            return x_BCHW * (1.0 - self.factor) + self.pool(x_BCHW) * self.factor  # type: ignore[no-any-return]
         return torch.lerp(x_BCHW, self.pool(x_BCHW), self.factor.to(x_BCHW.dtype))
 
 

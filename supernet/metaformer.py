@@ -108,7 +108,7 @@ class MetaFormer(nn.Module):
         deployed = fused(self)
         deployed.is_fused = True
         if not any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in deployed.modules()):
-            deployed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            deployed.to(memory_format=torch.channels_last)
         return deployed
 
     def save_pretrained(self, directory: Path | str) -> None:

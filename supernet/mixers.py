@@ -152,7 +152,7 @@ class AttentionMixer(nn.Module):
         """B,C,H,W to B,C,H,W."""
         height, width = x_BCHW.shape[2:]
         x_BNC = self.attend(x_BCHW.flatten(2).transpose(1, 2))
-        return x_BNC.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-any-return]
+        return x_BNC.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-untyped-call,no-any-return]
 
     def attend(self, x_BNC: Tensor) -> Tensor:
         """B,N,C to B,N,C."""
