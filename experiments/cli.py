@@ -224,7 +224,7 @@ def measure_command(
 def audit_command(
     run: Annotated[Path, typer.Argument(help="The folder of a run whose table is measured.")],
     nets: Annotated[int, typer.Option("--nets", min=2, help="Random whole nets that the table has not seen.")] = 200,
-    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Visits of each net, in random order.")] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Visits of each net, in random order.")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Draws other nets.")] = 0,
     budgets: Annotated[
         int | None, typer.Option("--budgets", min=2, help="Instead, deliver nets for so many budgets, measured afresh.")

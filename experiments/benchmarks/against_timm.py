@@ -206,7 +206,8 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = _arguments(words)
     screen, threads = Screen(), torch.get_num_threads()
     precision = resolved_precision("auto", torch.device("cpu"))
-    found: list[Comparison] = []
+    command = shlex.join(["python", "-m", "experiments.benchmarks.against_timm", *(words or sys.argv[1:])])
+    where, found = environment(threads=1, command=command), list[Comparison]()
     for name in arguments.models:
         of_one = compare_inference(name, rounds=arguments.rounds)
         of_one.append(
@@ -214,7 +215,6 @@ def main(words: Sequence[str] | None = None) -> None:
         )
         show(of_one, screen)
         found += of_one
-    command = shlex.join(["python", "-m", "experiments.benchmarks.against_timm", *(words or sys.argv[1:])])
     record = AgainstTimmRecord(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         timm=timm.__version__,
@@ -222,7 +222,7 @@ def main(words: Sequence[str] | None = None) -> None:
         inference_rounds=arguments.rounds,
         training_rounds=arguments.training_rounds,
         training_threads=threads,
-        environment=environment(threads=1, command=command),
+        environment=where,
         comparisons=tuple(found),
     )
     path = arguments.out or ROOM / "records" / f"against-timm-{machine().slug}-{precision}-t1.json"

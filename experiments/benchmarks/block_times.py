@@ -203,7 +203,8 @@ _SUMMARY = "Where the milliseconds of published models go, block by block, on se
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print, write the record and draw it."""
     arguments = _arguments(words)
-    screen = Screen()
+    command = shlex.join(["python", "-m", "experiments.benchmarks.block_times", *(words or sys.argv[1:])])
+    screen, where = Screen(), environment(threads=1, command=command)
     devices = [runtime(name, threads=1) for name in arguments.runtimes]
     ranked = [name for name in arguments.ranked if name not in arguments.models]
     models: list[ModelTimes] = []
@@ -215,12 +216,11 @@ def main(words: Sequence[str] | None = None) -> None:
         )
         models += found
         ranking += whole
-    command = shlex.join(["python", "-m", "experiments.benchmarks.block_times", *(words or sys.argv[1:])])
     record = BlockTimesRecord(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         versions={device.name: device.version for device in devices},
         rounds=arguments.rounds,
-        environment=environment(threads=1, command=command),
+        environment=where,
         models=tuple(models),
         ranking=tuple(ranking),
     )
