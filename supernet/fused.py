@@ -50,6 +50,7 @@ from supernet.mixers import (
     SeparableConvMixer,
     SeparableMixer,
 )
+from supernet.norms import NormModule
 from supernet.stem import DownsamplingModule, HeadModule, MlpClassifier, StemModule
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -205,6 +206,11 @@ def _(block: MetaFormerBlockModule) -> nn.Module:
     mixing = _scaled(block.token_mixer, _last(block.token_mixer), block.ls1)
     channels = _scaled(block.mlp, block.mlp.fc2, block.ls2)
     plain = type(block.mlp) is LinearMlp
+    if plain and type(block.norm2) is NormModule and block.norm2.over == "map":
+        _affine_into(block.norm2, block.mlp.fc1)
+    of_map = type(block.norm1) is NormModule and block.norm1.over == "map"
+    if of_map and isinstance(block.token_mixer, PoolMixer) and isinstance(block.ls1, LayerScale):
+        _affine_into_scale(block.norm1, block.ls1)
     if plain and type(mixing) is AttentionMixer and block.norm1.over == block.norm2.over == "channels":
         return PixelAttentionBlock(block, mixing, block.mlp)
     if type(mixing) is SeparableMixer:
@@ -218,6 +224,26 @@ def _(block: MetaFormerBlockModule) -> nn.Module:
             for branch, scale in ((mixer, block.rs1), (mlp, block.rs2))
         )
     )
+
+
+def _affine_into(norm: NormModule, linear: nn.Linear) -> None:
+    """The norm without its factors and biases, which go into the linear map behind it."""
+    if norm.bias is not None:
+        shift = linear.weight @ norm.bias
+        linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias + shift, requires_grad=False)
+    assert norm.weight is not None
+    linear.weight.mul_(norm.weight)
+    norm.weight = norm.bias = None
+
+
+def _affine_into_scale(norm: NormModule, scale: LayerScale) -> None:
+    """The norm before a pooling minus its input without its factors, which go into the layer scale behind that.
+
+    Its biases go nowhere: the average of what is inside the map is the same for a constant, so they cancel.
+    """
+    assert norm.weight is not None
+    scale.gamma.mul_(norm.weight)
+    norm.weight = norm.bias = None
 
 
 @_folded.register

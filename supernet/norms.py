@@ -20,15 +20,25 @@ class NormModule(nn.Module):
     def __init__(self, norm: Norm, *, width_channels: int) -> None:
         super().__init__()
         self.over, self.eps = norm.over, norm.eps
-        self.weight = nn.Parameter(torch.ones(width_channels))
+        self.weight: nn.Parameter | None = nn.Parameter(torch.ones(width_channels))
         self.bias = nn.Parameter(torch.zeros(width_channels)) if norm.bias else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
         if self.over == "map":
-            return torch.group_norm(x_BCHW, 1, self.weight, self.bias, self.eps)
+            return self.of_map(x_BCHW)
         return self.of_pixels(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def of_map(self, x_BCHW: Tensor) -> Tensor:
+        """The norm over the whole map, exported as a layer norm: a group norm becomes one of reshaped maps."""
+        if not torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return torch.group_norm(x_BCHW, 1, self.weight, self.bias, self.eps)
+        x_BCHW = F.layer_norm(x_BCHW, x_BCHW.shape[1:], eps=self.eps)
+        if self.weight is not None:
+            x_BCHW = x_BCHW * self.weight[:, None, None]
+        return x_BCHW if self.bias is None else x_BCHW + self.bias[:, None, None]
 
     def of_pixels(self, x_BHWC: Tensor) -> Tensor:
         """The norm over channels, with the channels last."""
+        assert self.weight is not None  # only over maps do deploy forms have the factors elsewhere
         return F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, self.eps)

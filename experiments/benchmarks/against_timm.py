@@ -30,7 +30,7 @@ from experiments.console import Screen
 from search.measure import Timing, machine, measure
 from supernet import create_model
 from supernet.convert import load_weights
-from supernet.onnx_export import onnx_bytes, open_session
+from supernet.onnx_export import Exporter, onnx_bytes, open_session
 from supernet.schema import Record, save
 from train.randomness import generator_for
 from train.recipe import Precision, autocast, resolved_precision
@@ -95,7 +95,7 @@ def inference_nets(sides: dict[Side, nn.Module], images: Tensor) -> dict[tuple[W
     for side, model in models.items():
         nets["eager", side] = _eager(model, images)
         nets["compiled", side] = _eager(torch.compile(model), images)  # type: ignore[arg-type]
-        nets["onnxruntime", side] = _session(model, images)
+        nets["onnxruntime", side] = _session(model, images, exporter=None if side == "ours" else "dynamo")
     nets["fused", "ours"] = _eager(models["ours"].fused(), images)  # type: ignore[operator]
     return nets
 
@@ -108,10 +108,9 @@ def _eager(model: nn.Module, images: Tensor) -> Callable[[], object]:
     return run
 
 
-def _session(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    content = onnx_bytes(
-        model, input_shape=tuple(images.shape), exporter="dynamo"
-    )  # TorchScript's fails on timm's norms
+def _session(model: nn.Module, images: Tensor, *, exporter: Exporter | None) -> Callable[[], object]:
+    """Ours by the exporter that the project takes; timm's by torch's newer one, as the older fails on its norms."""
+    content = onnx_bytes(model, input_shape=tuple(images.shape), exporter=exporter)
     session = open_session(content, threads=1)
     feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, feed)

@@ -73,15 +73,14 @@ def test_a_published_model_has_the_published_number_of_parameters_and_tensors(
     assert len(net.state_dict()) == entries - token_blocks
 
 
-def timm_name(name: str, reference: dict[str, Tensor]) -> str:
+def timm_name(name: str, architecture: Architecture) -> str:
     """Timm's name of one of our tensors; timm counts the flattening before the token blocks as a block."""
     name = name.replace("downsampling.", "downsample.").replace("head.norm.", "norm.")
     name = name.replace("head.fc_distillation.", "head_dist.").replace("head.fc.", "head.")
-    if name not in reference:
-        parts = name.split(".")
+    parts = name.split(".")
+    if parts[2:3] == ["blocks"] and architecture.stages[int(parts[1])].blocks[int(parts[3])].layout == "tokens":
         parts[3] = str(int(parts[3]) + 1)
-        name = ".".join(parts)
-    return name
+    return ".".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +93,14 @@ def timm_name(name: str, reference: dict[str, Tensor]) -> str:
 )
 @pytest.mark.parametrize("training", [False, True])
 def test_an_efficientformer_computes_timms_logits(name: str, training: bool, randomized: Randomized) -> None:
-    reference = randomized(timm.create_model(name, pretrained=False), seed=5).train(training)
+    # in double precision: rounding alone makes 2.5e-4 in the deepest with these norms
+    reference = randomized(timm.create_model(name, pretrained=False), seed=5).train(training).double()
     tensors = reference.state_dict()
-    net = create_model(name).train(training)
-    net.load_state_dict({name: tensors[timm_name(name, tensors)] for name in net.state_dict()})
-    used = {timm_name(name, tensors) for name in net.state_dict()}
-    assert {name.rsplit(".", 1)[1] for name in tensors.keys() - used} == {"attention_bias_idxs"}
-    images = torch.randn(2 if training else 1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    net = create_model(name).train(training).double()
+    used = {name: timm_name(name, net.architecture) for name in net.state_dict()}
+    net.load_state_dict({name: tensors[theirs] for name, theirs in used.items()})
+    assert {name.rsplit(".", 1)[1] for name in tensors.keys() - set(used.values())} == {"attention_bias_idxs"}
+    images = torch.randn(2 if training else 1, 3, 224, 224, generator=torch.Generator().manual_seed(2)).double()
     with torch.no_grad():
         expected, found = reference(images), net(images)
     if training:  # ours are two classifiers' logits then, timm's their mean

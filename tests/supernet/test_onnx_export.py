@@ -10,6 +10,7 @@ from torch import nn
 from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
 from supernet.block_types import MB3D, MB4D, SeparableConv
 from supernet.metaformer import MetaFormer
+from supernet.model_zoo import create_model
 from supernet.onnx_export import Exporter, export_onnx, onnx_bytes, onnx_parity, open_session
 from supernet.schema import UserError
 
@@ -58,6 +59,15 @@ def model() -> MetaFormer:
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return torch.randn(5, 2, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+def test_shapes_are_known_behind_a_norm_over_the_whole_map() -> None:
+    content = onnx_bytes(create_model("poolformer_s12", resolution_px=64).eval(), input_shape=(1, 3, 64, 64))
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(content)).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    pooled = [shapes[node.input[0]] for node in graph.node if node.op_type == "AveragePool"]
+    assert len(pooled) == 12
+    assert all(side.dim_value > 0 for shape in pooled for side in list(shape)[1:])
 
 
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
