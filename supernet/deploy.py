@@ -133,15 +133,23 @@ class GatheredDownsamplingAttention(nn.Module):
         return self.proj(self.act((values @ weights_BGNN.transpose(2, 3)).reshape(local.shape) + local))  # type: ignore[no-any-return]
 
 
-def linear_of_pixels(linear: nn.Linear, x_BCHW: Tensor) -> Tensor:
-    """The linear map of every pixel, B,C,H,W to B,C',H,W: a view of a matrix product, exported as a 1x1 convolution.
+class PixelLinear(nn.Module):
+    """A linear map of every pixel, B,C,H,W to B,C',H,W: a matrix product of views, exported as a 1x1 convolution.
 
     ONNX Runtime keeps convolutions, what is between them and depthwise ones in one blocked layout, and would transpose
-    the map before and after a product.
+    the map before and after a product. The weight has a convolution's shape, so that what rounds weights finds it.
     """
-    if torch.onnx.is_in_onnx_export():
-        return F.conv2d(x_BCHW, linear.weight[:, :, None, None], linear.bias)
-    return linear(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B,C,H,W to B,C',H,W."""
+        if torch.onnx.is_in_onnx_export():
+            return F.conv2d(x_BCHW, self.weight, self.bias)
+        return F.linear(x_BCHW.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class PixelMlp(nn.Module):
@@ -149,11 +157,11 @@ class PixelMlp(nn.Module):
 
     def __init__(self, mlp: LinearMlp) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = mlp.fc1, mlp.act, mlp.fc2
+        self.fc1, self.act, self.fc2 = PixelLinear(mlp.fc1), mlp.act, PixelLinear(mlp.fc2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
-        return linear_of_pixels(self.fc2, self.act(linear_of_pixels(self.fc1, x_BCHW)))
+        return self.fc2(self.act(self.fc1(x_BCHW)))  # type: ignore[no-any-return]
 
 
 class PixelSeparableMixer(nn.Module):
@@ -161,12 +169,12 @@ class PixelSeparableMixer(nn.Module):
 
     def __init__(self, mixer: SeparableMixer) -> None:
         super().__init__()
-        self.pwconv1, self.act1, self.dwconv, self.pwconv2 = mixer.pwconv1, mixer.act1, mixer.dwconv, mixer.pwconv2
+        self.pwconv1, self.pwconv2 = PixelLinear(mixer.pwconv1), PixelLinear(mixer.pwconv2)
+        self.act1, self.dwconv = mixer.act1, mixer.dwconv
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
-        x = self.dwconv(self.act1(linear_of_pixels(self.pwconv1, x_BCHW)))
-        return linear_of_pixels(self.pwconv2, x)
+        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x_BCHW))))  # type: ignore[no-any-return]
 
 
 class PixelAttentionBlock(nn.Module):
