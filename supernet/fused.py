@@ -51,6 +51,7 @@ from supernet.mixers import (
     SeparableMixer,
 )
 from supernet.norms import NormModule
+from supernet.packing import PackedLinear
 from supernet.stem import DownsamplingModule, HeadModule, MlpClassifier, StemModule
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -109,6 +110,11 @@ _folded.register(
     SeparableConvMixer,
     _norms_into_convolutions(("pwconv1", "norm1"), ("dwconv", "norm2"), ("pwconv2", "norm3")),
 )
+
+
+@_folded.register
+def _(linear: nn.Linear) -> nn.Module:
+    return PackedLinear.of(linear)
 
 
 @_folded.register
