@@ -79,7 +79,9 @@ class _LocalValueAttention(nn.Module):
         query_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.heads, self.scale, self.grid = heads, key_channels**-0.5, grid
+        self.heads, self.scale = heads, key_channels**-0.5
+        self.key_channels, self.value_channels = key_channels, value_channels
+        self.grid, self.query_grid = grid, strided(grid, query_stride)
         values = heads * value_channels
         self.k = ConvNorm(in_channels, heads * key_channels)
         self.v = ConvNorm(in_channels, values)
@@ -118,7 +120,7 @@ class TalkingAttention(_LocalValueAttention):
             value_channels=block.value_channels,
             grid=strided(grid, block.stride),
         )
-        self.stride = block.stride
+        self.stride, self.map_grid = block.stride, grid
         self.stride_conv: nn.Module = nn.Identity()
         if block.stride > 1:
             self.stride_conv = ConvNorm(width_channels, width_channels, kernel=3, stride=block.stride, depthwise=True)

@@ -71,6 +71,15 @@ def test_shapes_are_known_behind_a_norm_over_the_whole_map() -> None:
 
 
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_attention_on_a_known_grid_computes_no_shapes(exporter: Exporter) -> None:
+    model = create_model("efficientformerv2_s0", resolution_px=64, num_classes=3).eval()
+    graph = onnx.load_from_string(onnx_bytes(model, input_shape=(1, 3, 64, 64), exporter=exporter)).graph
+    found = [node.op_type for node in graph.node]
+    assert found.count("Softmax") == 5
+    assert found.count("Shape") <= 3  # of the two that are interpolated, and of the head
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 def test_a_pooling_block_is_exported_as_a_sum_that_onnx_runtime_keeps_in_its_blocked_layout(
     exporter: Exporter,
 ) -> None:
