@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,9 +11,9 @@ import torch
 
 from experiments.artifacts import Environment
 from experiments.console import counted
-from experiments.run import REFERENCES, Run
+from experiments.run import Run
 from search.isolated import isolated_ms
-from search.latency_audit import LatencyErrors, LatencyPair, errors, fit_correction, measure_models, pair_of
+from search.latency_audit import LatencyErrors, LatencyPair, errors, fit_correction, pair_of
 from search.latency_table import LatencyTable, keys
 from supernet import Architecture, SearchSpace, cost
 from supernet.schema import save
@@ -79,26 +78,21 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
     chosen = spread_nets(
         run.runnable_space, table, count=nets, seen={pair.digest for pair in fitted}, generator=generator
     )
-    references = run.audit.references(REFERENCES)
-    batch_size = run.experiment.table.batch_size
-    with run.screen.bar("measuring whole nets") as advance:
-        timings = measure_models(
-            [*references, *chosen],
-            run.runtime,
-            batch_size=batch_size,
-            rounds=rounds,
-            warmup=3,
-            generator=generator,
-            progress=counted(advance),
-        )
-    speed = statistics.median(then_ms / timings[net].median_ms for net, then_ms in references.items())
-    pairs = [pair_of(net, table, timings[net], speed=speed) for net in chosen]
+    timings, slowdown = run.measure_nets(
+        chosen,
+        what="measuring whole nets",
+        rounds=rounds,
+        generator=generator,
+        warmup=3,
+        references=len(fitted),  # all, because the noise of what a few measured then would be a bias of every error
+    )
+    pairs = [pair_of(net, table, timing, speed=1 / slowdown) for net, timing in timings.items()]
     every = [pair.architecture for pair in (*fitted, *pairs)]
     with run.screen.bar("measuring parts alone") as advance:
         alone = isolated_ms(
             (key for net in every for key in keys(net)),
             run.runtime,
-            batch_size=batch_size,
+            batch_size=run.experiment.table.batch_size,
             rounds=isolated_rounds,
             generator=generator,
             progress=counted(advance),
@@ -121,7 +115,7 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
         version=run.runtime.version,
         precision=run.runtime.precision,
         threads=run.runtime.threads,
-        batch_size=batch_size,
+        batch_size=run.experiment.table.batch_size,
         num_architectures=len(pairs),
         remeasurement_percent=100 * float(np.mean(halves)),
         worst=worst.architecture,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from experiments.artifacts import Environment
-from experiments.console import counted
-from experiments.run import REFERENCES, Run
+from experiments.run import Run
 from search.baselines import random_architecture
 from search.delivery import Delivery, deliver
-from search.latency_audit import measure_models
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, UserError
 from supernet.schema import Record, save
@@ -71,53 +69,81 @@ class DeliveryRecord(Record):
 
 
 def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> DeliveryRecord:
-    """Deliver a random net for each of so many budgets, then measure all of them again, in the same rounds."""
-    table, search = run.table, run.experiment.search
-    smallest_ms, largest_ms = (
-        table.latency_ms(run.runnable_space.smallest),
-        table.latency_ms(run.runnable_space.largest),
-    )
+    """Deliver a random net for each of so many budgets, then measure all of them again, in the same rounds.
+
+    Raises `UserError` if no budget could be kept.
+    """
     found, unreachable = list[Delivery](), list[UnreachableBudget]()
-    for number, share in enumerate(np.linspace(LOWEST, HIGHEST, budgets), start=1):
-        budget_ms = float(f"{smallest_ms + share * (largest_ms - smallest_ms):.4g}")
-
-        def solve(asked_ms: float, number: int = number) -> Architecture:
-            generator = generator_for(seed, "delivery", str(number))
-            return random_architecture(
-                run.runnable_space, table=table, budget_ms=asked_ms, generator=generator, tolerance=search.slack
-            )
-
-        def measure_ms(net: Architecture, budget_ms: float = budget_ms) -> float:
-            return run.measure_at_tables_speed(net, what=f"delivering for {budget_ms:g} ms")
-
+    for number, budget_ms in enumerate(spread_budgets(run, budgets), start=1):
         try:
-            found.append(
-                deliver(
-                    budget_ms=budget_ms,
-                    margin=search.margin,
-                    slack=search.slack,
-                    solve=solve,
-                    predict_ms=table.latency_ms,
-                    measure_ms=measure_ms,
-                )
-            )
+            found.append(_delivered(run, budget_ms, seed=seed, number=number))
         except BudgetUnreachable as reason:
             unreachable.append(UnreachableBudget(budget_ms=budget_ms, reason=str(reason)))
             run.screen.line(f"  {reason}")
     if not found:
         raise UserError(f"{run.path}: no budget could be kept")
-    references = run.audit.references(REFERENCES)
-    with run.screen.bar("measuring delivered nets afresh") as advance:
-        timings = measure_models(
-            [*references, *dict.fromkeys(delivery.architecture for delivery in found)],
-            run.runtime,
-            batch_size=run.experiment.table.batch_size,
-            rounds=rounds,
-            warmup=5,
-            generator=generator_for(seed, "delivered afresh"),
-            progress=counted(advance),
+    nets, slowdown = _measured_afresh(run, found, rounds=rounds, seed=seed)
+    slack = [100 * (1 - net.measured_ms / net.budget_ms) for net in nets]
+    slack_then = [100 * (1 - net.at_tables_speed_ms / net.budget_ms) for net in nets]
+    return DeliveryRecord(
+        runtime=run.runtime.name,
+        version=run.runtime.version,
+        precision=run.runtime.precision,
+        threads=run.runtime.threads,
+        batch_size=run.experiment.table.batch_size,
+        margin=run.experiment.search.margin,
+        slack=run.experiment.search.slack,
+        budgets=budgets,
+        within_budget=sum(percent >= 0 for percent in slack),
+        within_budget_at_tables_speed=sum(percent >= 0 for percent in slack_then),
+        slack_percent=float(np.mean(slack)),
+        slack_percent_at_tables_speed=float(np.mean(slack_then)),
+        speed=slowdown,
+        environment=run.environment,
+        nets=tuple(nets),
+        unreachable=tuple(unreachable),
+    )
+
+
+def spread_budgets(run: Run, count: int) -> list[float]:
+    """Budgets in ms at even steps between what the smallest and the largest net of a run's space are predicted."""
+    smallest_ms = run.table.latency_ms(run.runnable_space.smallest)
+    largest_ms = run.table.latency_ms(run.runnable_space.largest)
+    shares = np.linspace(LOWEST, HIGHEST, count)
+    return [float(f"{smallest_ms + share * (largest_ms - smallest_ms):.4g}") for share in shares]
+
+
+def _delivered(run: Run, budget_ms: float, *, seed: int, number: int) -> Delivery:
+    """What the delivery loop makes of another random architecture for each number. Raises `BudgetUnreachable`."""
+    search = run.experiment.search
+
+    def solve(asked_ms: float) -> Architecture:
+        generator = generator_for(seed, "delivery", str(number))
+        return random_architecture(
+            run.runnable_space, table=run.table, budget_ms=asked_ms, generator=generator, tolerance=search.slack
         )
-    speed = statistics.median(timings[net].median_ms / then_ms for net, then_ms in references.items())
+
+    return deliver(
+        budget_ms=budget_ms,
+        margin=search.margin,
+        slack=search.slack,
+        solve=solve,
+        predict_ms=run.table.latency_ms,
+        measure_ms=lambda net: run.measure_at_tables_speed(net, what=f"delivering for {budget_ms:g} ms"),
+    )
+
+
+def _measured_afresh(
+    run: Run, found: Sequence[Delivery], *, rounds: int, seed: int
+) -> tuple[list[DeliveredNet], float]:
+    """The delivered nets with a new measurement of each, and the machine's slowdown since the table's day."""
+    timings, slowdown = run.measure_nets(
+        [delivery.architecture for delivery in found],
+        what="measuring delivered nets afresh",
+        rounds=rounds,
+        generator=generator_for(seed, "delivered afresh"),
+        references=len(run.audit.pairs),
+    )
     nets = []
     for delivery in found:
         timing, last = timings[delivery.architecture], delivery.delivered
@@ -129,31 +155,12 @@ def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> Delivery
                 measured_ms=timing.median_ms,
                 measured_p10_ms=timing.p10_ms,
                 measured_p90_ms=timing.p90_ms,
-                at_tables_speed_ms=timing.median_ms / speed,
+                at_tables_speed_ms=timing.median_ms / slowdown,
                 rounds=len(delivery.rounds),
                 architecture=delivery.architecture,
             )
         )
-    as_is = [100 * (1 - net.measured_ms / net.budget_ms) for net in nets]
-    then = [100 * (1 - net.at_tables_speed_ms / net.budget_ms) for net in nets]
-    return DeliveryRecord(
-        runtime=run.runtime.name,
-        version=run.runtime.version,
-        precision=run.runtime.precision,
-        threads=run.runtime.threads,
-        batch_size=run.experiment.table.batch_size,
-        margin=search.margin,
-        slack=search.slack,
-        budgets=budgets,
-        within_budget=sum(percent >= 0 for percent in as_is),
-        within_budget_at_tables_speed=sum(percent >= 0 for percent in then),
-        slack_percent=float(np.mean(as_is)),
-        slack_percent_at_tables_speed=float(np.mean(then)),
-        speed=speed,
-        environment=run.environment,
-        nets=tuple(nets),
-        unreachable=tuple(unreachable),
-    )
+    return nets, slowdown
 
 
 def rows_of(record: DeliveryRecord) -> list[list[str]]:

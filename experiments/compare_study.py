@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,13 @@ import numpy as np
 
 from analysis.intervals import paired_interval, t_interval, welch_interval, widest
 from experiments.artifacts import Environment, digest_of
-from experiments.console import counted
 from experiments.experiment import Method
 from experiments.models import Job
-from experiments.run import REFERENCES, Run
+from experiments.run import Run
 from experiments.solving import Solver
 from experiments.study import CompareConfig, Study
 from experiments.study_units import StudyFolder, TrainedNet, Training, trained
 from search.delivery import Delivery
-from search.latency_audit import measure_models
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, cost
 from supernet.cost import Cost
@@ -241,23 +238,17 @@ class CompareStudy:
         nets = self.nets
         if self.run.elsewhere or not nets or self.measured() is not None:
             return
-        references = self.run.audit.references(REFERENCES)
-        with self.run.screen.bar(f"measuring {len(nets)} nets") as advance:
-            timings = measure_models(
-                list(dict.fromkeys([*nets.values(), *references])),
-                self.run.runtime,
-                batch_size=self.run.experiment.table.batch_size,
-                rounds=self.run.experiment.evaluate.latency_rounds,
-                warmup=5,
-                generator=generator_for(self.run.experiment.seeds.table, "nets of a study"),
-                progress=counted(advance),
-            )
-        speed = statistics.median(timings[net].median_ms / then_ms for net, then_ms in references.items())
+        timings, slowdown = self.run.measure_nets(
+            list(nets.values()),
+            what=f"measuring {len(nets)} nets",
+            rounds=self.run.experiment.evaluate.latency_rounds,
+            generator=generator_for(self.run.experiment.seeds.table, "nets of a study"),
+        )
         measured = tuple(
             MeasuredNet(digest=name, median_ms=timing.median_ms, p10_ms=timing.p10_ms, p90_ms=timing.p90_ms)
             for name, timing in ((name, timings[net]) for name, net in nets.items())
         )
-        save(MeasuredNets(speed=speed, nets=measured), self._measured_path())
+        save(MeasuredNets(speed=slowdown, nets=measured), self._measured_path())
 
     @property
     def trainings(self) -> list[Training]:

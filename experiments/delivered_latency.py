@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from experiments.console import counted
 from experiments.models import Job, measured_file, trained_model
 from experiments.run import REFERENCES, Run
-from search.latency_audit import fresh_model
-from search.measure import Net, Timing, measure
+from search.measure import Net, Timing
 from search.runtimes import FileRuntime
 from supernet import Architecture
 from train.randomness import generator_for
@@ -60,13 +58,9 @@ class DeliveredNets:
         self.run = run
 
     @cached_property
-    def references(self) -> dict[Architecture, tuple[Net, float]]:
-        """Whole nets of the audit, built once, and the ms that each took then."""
-        references = self.run.audit.references(REFERENCES)
-        return {net: (self._built(net), then_ms) for net, then_ms in references.items()}
-
-    def _built(self, net: Architecture) -> Net:
-        return self.run.runtime.build(fresh_model(net), (self.run.experiment.table.batch_size, *net.input_shape))
+    def references(self) -> dict[Architecture, Net]:
+        """Whole nets of the audit, built once."""
+        return self.run.build_nets(self.run.audit.references(REFERENCES))
 
     def _delivered(self, job: Job) -> Net:
         folder = self.run.path / "delivered" / job.name
@@ -81,20 +75,14 @@ class DeliveredNets:
         """Time the delivered models of some jobs, by name."""
         if not jobs:
             return {}
-        nets: dict[str | Architecture, Net] = {job.name: self._delivered(job) for job in jobs}
-        nets |= {reference: net for reference, (net, _) in self.references.items()}
-        with self.run.screen.bar("measuring delivered models") as advance:
-            timings = measure(
-                nets,
-                rounds=self.run.experiment.evaluate.latency_rounds,
-                warmup=5,
-                generator=generator_for(self.run.experiment.seeds.table, "delivered"),
-                progress=counted(advance),
-            )
-        speed = statistics.median(
-            timings[reference].median_ms / then_ms for reference, (_, then_ms) in self.references.items()
+        timings, slowdown = self.run.measure_beside(
+            self.references,
+            {job.name: self._delivered(job) for job in jobs},
+            what="measuring delivered models",
+            rounds=self.run.experiment.evaluate.latency_rounds,
+            generator=generator_for(self.run.experiment.seeds.table, "delivered"),
         )
-        return {job.name: Latency((timings[job.name],), (speed,)) for job in jobs}
+        return {name: Latency((timing,), (slowdown,)) for name, timing in timings.items()}
 
     def undisturbed(self, jobs: Sequence[Job]) -> dict[str, Latency]:
         """Time delivered models; those over their budgets again, after pauses."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from experiments.artifacts import RunFolder, environment
 from experiments.console import Screen, counted
 from experiments.experiment import Experiment
-from search.latency_audit import LatencyAudit, measure_models
+from search.latency_audit import LatencyAudit, build_models
 from search.latency_table import LatencyTable
-from search.measure import machine
+from search.measure import Net, Timing, machine, measure
 from search.runtimes import Runtime, runtime
 from supernet import Architecture, SearchSpace, Supernet, UserError
 from train.checkpoint import load_weights
@@ -24,7 +24,10 @@ from train.randomness import generator_for
 from train.supernet_training import weights_path
 
 AUDIT = "latency-audit.json"
-REFERENCES = 6  # whole nets whose speed then and now tells the machine's
+Key = TypeVar("Key", bound=Hashable)
+
+REFERENCES = 6  # nets of the audit that tell the machine's speed wherever a single net is measured
+WARMUP_RUNS = 5
 DRAWS_A_NET = 50  # so often at most, until there is one that was not drawn before
 MOST_AT_ONCE = 4  # each holds the decoded images of its own
 
@@ -140,25 +143,61 @@ class Run:
         """The whole nets that were measured together with the table."""
         return LatencyAudit.load(self.path / AUDIT)
 
-    def measure_at_tables_speed(self, net: Architecture, *, what: str) -> float:
-        """The latency of a whole net in ms, at the speed that the machine had when the table was measured.
+    def build_nets(self, nets: Sequence[Architecture]) -> dict[Architecture, Net]:
+        """Whole nets with random weights, on the runtime whose latency counts."""
+        return build_models(nets, self.runtime, batch_size=self.experiment.table.batch_size)
 
-        Nets of the audit are measured in the same rounds; the median factor by which they are slower or faster than
-        they were then is divided out.
+    def measure_beside(
+        self,
+        references: Mapping[Architecture, Net],
+        nets: Mapping[Key, Net],
+        *,
+        what: str,
+        rounds: int,
+        generator: torch.Generator,
+        warmup: int = WARMUP_RUNS,
+    ) -> tuple[dict[Key, Timing], float]:
+        """Time nets in the same rounds as nets of the table's audit, all of them built.
+
+        Returns their timings as they are, and the machine's slowdown: the median factor by which the nets of the audit
+        take longer than they took when the table was measured.
         """
-        references = self.audit.references(REFERENCES)
+        every = dict[Architecture | Key, Net]([*nets.items(), *references.items()])
         with self.screen.bar(what) as advance:
-            timings = measure_models(
-                [net, *references],
-                self.runtime,
-                batch_size=self.experiment.table.batch_size,
-                rounds=self.experiment.evaluate.latency_rounds,
-                warmup=5,
-                generator=generator_for(self.experiment.seeds.table, "measure", net.digest),
-                progress=counted(advance),
-            )
-        factors = [timings[reference].median_ms / then_ms for reference, then_ms in references.items()]
-        return timings[net].median_ms / statistics.median(factors)
+            timings = measure(every, rounds=rounds, warmup=warmup, generator=generator, progress=counted(advance))
+        return {key: timings[key] for key in nets}, self.audit.slowdown({net: timings[net] for net in references})
+
+    def measure_nets(
+        self,
+        nets: Sequence[Architecture],
+        *,
+        what: str,
+        rounds: int,
+        generator: torch.Generator,
+        warmup: int = WARMUP_RUNS,
+        references: int = REFERENCES,
+    ) -> tuple[dict[Architecture, Timing], float]:
+        """As `measure_beside`, of nets that are built here, beside at most so many of the audit."""
+        audited = self.audit.references(references)
+        built = self.build_nets([*nets, *audited])
+        return self.measure_beside(
+            {net: built[net] for net in audited},
+            {net: built[net] for net in nets},
+            what=what,
+            rounds=rounds,
+            generator=generator,
+            warmup=warmup,
+        )
+
+    def measure_at_tables_speed(self, net: Architecture, *, what: str) -> float:
+        """The latency of a whole net in ms, at the speed that the machine had when the table was measured."""
+        timings, slowdown = self.measure_nets(
+            [net],
+            what=what,
+            rounds=self.experiment.evaluate.latency_rounds,
+            generator=generator_for(self.experiment.seeds.table, "measure", net.digest),
+        )
+        return timings[net].median_ms / slowdown
 
 
 def chosen_device(name: str) -> torch.device:

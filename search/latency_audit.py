@@ -7,19 +7,18 @@ are measured again, because no prediction can be better than that.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from scipy.optimize import nnls
 from scipy.stats import kendalltau
 
 from search.latency_table import Correction, LatencyTable
-from search.measure import Clock, Progress, Timing, measure
+from search.measure import Net, Timing
 from search.runtimes import Runtime
 from search.timed_weights import timed_weights
 from supernet.architecture import Architecture
@@ -88,11 +87,19 @@ class LatencyAudit(LatencyErrors):
         """Read an audit. Raises `UserError` for anything wrong with the file."""
         return load(cls, path)
 
-    def references(self, count: int) -> dict[Architecture, float]:
-        """At most `count` of the nets, from the fastest to the slowest at even steps, with what each measured in ms."""
+    def references(self, count: int) -> list[Architecture]:
+        """At most `count` of the nets, from the fastest to the slowest at even steps."""
         pairs = sorted(self.pairs, key=lambda pair: pair.measured_ms)
         chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
-        return {pairs[index].architecture: pairs[index].measured_ms for index in chosen}
+        return [pairs[index].architecture for index in chosen]
+
+    def slowdown(self, timings: Mapping[Architecture, Timing]) -> float:
+        """The median factor by which nets of the audit take longer than they took in it: the machine's speed.
+
+        Raises `KeyError` for a net that is none of them and `statistics.StatisticsError` without any.
+        """
+        then_ms = {pair.architecture: pair.measured_ms for pair in self.pairs}
+        return statistics.median(timing.median_ms / then_ms[net] for net, timing in timings.items())
 
     def save(self, path: Path | str) -> None:
         """Write the audit as JSON or YAML, by suffix."""
@@ -109,20 +116,9 @@ def audit(table: LatencyTable, timings: Mapping[Architecture, Timing]) -> Latenc
     return _summary(table, tuple(pair_of(net, table, timing) for net, timing in timings.items()))
 
 
-def measure_models(
-    nets: Sequence[Architecture],
-    runtime: Runtime,
-    *,
-    batch_size: int,
-    rounds: int,
-    warmup: int,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-    clock: Clock = time.perf_counter_ns,
-) -> dict[Architecture, Timing]:
-    """Time whole nets with random weights, interleaved (`search.measure.measure`)."""
-    built = {net: runtime.build(fresh_model(net), (batch_size, *net.input_shape)) for net in nets}
-    return measure(built, rounds=rounds, warmup=warmup, generator=generator, progress=progress, clock=clock)
+def build_models(nets: Iterable[Architecture], runtime: Runtime, *, batch_size: int) -> dict[Architecture, Net]:
+    """Whole nets on a runtime, to be timed; the same net is built once."""
+    return {net: runtime.build(fresh_model(net), (batch_size, *net.input_shape)) for net in dict.fromkeys(nets)}
 
 
 def fresh_model(architecture: Architecture) -> MetaFormer:

@@ -78,9 +78,8 @@ TINY: dict[str, Any] = {
 
 MEASURING = (
     "search.bench",
-    "search.latency_audit",
     "search.isolated",
-    "experiments.delivered_latency",
+    "experiments.run",
     "experiments.measuring",
 )
 

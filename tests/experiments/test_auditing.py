@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from experiments import run as running
 from experiments.artifacts import RunFolder
 from experiments.auditing import spread_nets
 from experiments.console import Screen
@@ -48,6 +49,29 @@ def test_a_machine_twice_as_slow_changes_no_error(copied: Path, slimformer: Slim
     assert slimformer("audit", copied, "--nets", "6", "--rounds", "2").code == 0
     record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
     assert record["mean_absolute_error_percent"] < 0.5
+
+
+@pytest.mark.parametrize("words", [("--nets", "5"), ("--budgets", "5")])
+def test_the_speed_is_told_by_all_nets_of_the_tables_audit_and_by_six_where_one_net_is_measured(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    assert slimformer("table", copied, "--set", "table.audit_nets=9", "--redo").code == 0
+    audited = {pair["digest"] for pair in json.loads((copied / "latency-audit.json").read_text())["pairs"]}
+    assert len(audited) == 9
+    measured: list[set[str]] = []
+    virtual = vars(running)["measure"]  # the one of conftest.py
+
+    def watched(nets: Any, **options: Any) -> Any:
+        measured.append({net.digest for net in nets})
+        return virtual(nets, **options)
+
+    monkeypatch.setattr(running, "measure", watched)
+    assert slimformer("audit", copied, *words, "--rounds", "2", "--set", "table.audit_nets=9").code == 0
+    *single, last = measured
+    assert audited < last
+    assert bool(single) == ("--budgets" in words)
+    assert {len(nets & audited) for nets in single} <= {6, 7}  # the one net may be of the audit itself
+    assert {len(nets) for nets in single} <= {6, 7}
 
 
 @pytest.mark.parametrize("slowdown", [1.0, 2.0])

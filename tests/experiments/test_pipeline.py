@@ -149,7 +149,7 @@ def test_a_delivered_model_that_others_disturbed_is_measured_again_before_it_is_
     monkeypatch: pytest.MonkeyPatch,
     disturbed: int,
 ) -> None:
-    count = disturb(monkeypatch, "experiments.delivered_latency.measure", device, calls=disturbed)
+    count = disturb(monkeypatch, "experiments.run.measure", device, calls=disturbed)
     assert slimformer("export", copied, "--redo").code == 0
     assert count[0] > disturbed
     assert all(model.tries == 1 for model in exported(copied).models)

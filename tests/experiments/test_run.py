@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import delivered_latency, exporting
+from experiments import exporting
+from experiments import run as running
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.experiment import load_experiment
@@ -120,17 +121,16 @@ def test_delivered_models_are_measured_in_so_many_rounds(
     copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    virtual = vars(delivered_latency)["measure"]  # the one of conftest.py
+    virtual = vars(running)["measure"]  # the one of conftest.py
 
     def counted(nets: Any, *, rounds: int, **options: Any) -> Any:
         seen.append(rounds)
         return virtual(nets, rounds=rounds, **options)
 
-    monkeypatch.setattr(delivered_latency, "measure", counted)
+    monkeypatch.setattr(running, "measure", counted)
     assert slimformer("export", copied, "--set", "evaluate.latency_rounds=5", "--redo").code == 0
     assert set(seen) == {5}
     seen.clear()
-    monkeypatch.setattr("search.latency_audit.measure", counted)
     run = run_of(copied, "evaluate.latency_rounds=7")
     run.measure_at_tables_speed(run.space.smallest, what="smallest")
     assert seen == [7]

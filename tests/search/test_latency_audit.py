@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from search.latency_audit import LatencyPair, errors, fit_correction
+from search.latency_audit import LatencyAudit, LatencyPair, errors, fit_correction
 from search.latency_table import Correction
+from search.measure import Timing
 from supernet import published_architecture
 
 NET = published_architecture("efficientformer_l1")
@@ -94,3 +95,18 @@ def test_few_nets_correct_the_line_alone():
 def test_a_correction_without_nets_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         fit_correction([])
+
+
+def audit_of(pairs: list[LatencyPair]) -> LatencyAudit:
+    condition = {"runtime": "eager", "precision": "fp32", "threads": 1, "batch_size": 1}
+    fitted = {"remeasurement_percent": 0.0, "correction": fit_correction(pairs), "held_out": None}
+    return LatencyAudit(**errors(pairs).model_dump(), **condition, pairs=tuple(pairs), **fitted)
+
+
+def test_the_machines_slowdown_is_the_median_factor_of_the_nets_that_are_measured_again():
+    nets = [NET.model_copy(update={"resolution_px": (side, side)}) for side in (32, 64, 96, 128)]
+    audited = audit_of([pair(1.0, ms).model_copy(update={"architecture": net}) for ms, net in enumerate(nets, start=1)])
+    again = {net: Timing((ms,), runs=1) for net, ms in zip(nets[1:], (2 * 1.5, 3 * 9.0, 4 * 2.0), strict=True)}
+    assert audited.slowdown(again) == pytest.approx(2.0)
+    with pytest.raises(KeyError):
+        audited.slowdown({NET: Timing((1.0,), runs=1)})
