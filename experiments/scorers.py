@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from experiments.run import Run
-from experiments.scoring import Scorer
+from experiments.scoring import Scorer, search_scorer
 from experiments.zero_cost import naswot, synflow
 from search.contributions import Contributions, removal_contributions
 from search.importance import Importance
@@ -64,16 +64,7 @@ class Scorers:
     @cached_property
     def scorer(self) -> Scorer:
         """The search's own score, with the images that it takes."""
-        search = self.run.experiment.search
-        return Scorer(
-            self.run.supernet,
-            self.run.data,
-            refit_images=search.refit_images,
-            score_images=search.score_images,
-            batch_size=self.run.experiment.evaluate.batch_size,
-            precision=self.run.experiment.supernet.precision,
-            cache=self.folder / "scores.jsonl",
-        )
+        return search_scorer(self.run, self.folder)
 
     def of(self, architecture: Architecture) -> Scores:
         """Every score by its name."""

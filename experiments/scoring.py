@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from experiments.run import Run
 from search.importance import DiscretizationGap
 from supernet import Architecture, Sample, Supernet, UserError, inherit
 from supernet.schema import write_atomically
@@ -69,6 +70,20 @@ class Scorer:
         """Accuracy in percent of any model, after re-fitting its batch-norm statistics in place."""
         refit_batchnorm(model, self.refit, precision=self.precision)
         return accuracy_of_batches(model, self.images, precision=self.precision).percent
+
+
+def search_scorer(run: Run, folder: Path) -> Scorer:
+    """The score of a run's search, of its supernet on the images that it asks for; kept in `folder`."""
+    experiment = run.experiment
+    return Scorer(
+        run.supernet,
+        run.data,
+        refit_images=experiment.search.refit_images,
+        score_images=experiment.search.score_images,
+        batch_size=experiment.evaluate.batch_size,
+        precision=experiment.supernet.precision,
+        cache=folder / "scores.jsonl",
+    )
 
 
 def _read(cache: Path) -> dict[str, float]:

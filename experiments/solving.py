@@ -11,7 +11,7 @@ from experiments.artifacts import digest_of
 from experiments.console import counted
 from experiments.models import Job
 from experiments.run import Run
-from experiments.scoring import Scorer
+from experiments.scoring import Scorer, search_scorer
 from search.baselines import random_architecture, uniform_scaling
 from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
@@ -45,16 +45,7 @@ class Solver:
     @cached_property
     def scorer(self) -> Scorer:
         """Held-out accuracy of subnets; scores are kept in a file, so that a search can go on."""
-        search = self.run.experiment.search
-        return Scorer(
-            self.run.supernet,
-            self.run.data,
-            refit_images=search.refit_images,
-            score_images=search.score_images,
-            batch_size=self.run.experiment.evaluate.batch_size,
-            precision=self.run.experiment.supernet.precision,
-            cache=self.working / "scores.jsonl",
-        )
+        return search_scorer(self.run, self.working)
 
     def slimmed(self, asked_ms: float) -> Architecture:
         """The first architecture on the trajectory within the latency; the trajectory is made as long as needed."""
