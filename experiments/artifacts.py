@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import platform
@@ -16,6 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from experiments.experiment import Experiment, differences
+from experiments.locking import LOCK, held
 from search.measure import Machine, machine
 from supernet.schema import Record, UserError, load, save
 from train.images import list_splits
@@ -100,9 +100,7 @@ class RunFolder:
         That is one with other files, of another experiment, or, without `redo`, of the same with other settings.
         """
         if not self.exists:
-            if self.path.is_dir() and any(
-                entry.name not in (".lock", "manifest.json") for entry in self.path.iterdir()
-            ):
+            if self.path.is_dir() and any(entry.name not in (LOCK, "manifest.json") for entry in self.path.iterdir()):
                 raise UserError(f"{self.path}: is not empty and holds no run; name another folder with --out")
             return
         there = self.config
@@ -126,16 +124,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, so that two runs cannot write into it at once."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be a run folder ({error.strerror})") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path}: another run is at work in this folder") from None
+        with held(self.path, as_what="a run folder", busy="another run is at work in this folder"):
             yield
 
     def record(self, stage: str, record: StageRecord) -> None:

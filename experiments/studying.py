@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from analysis.study_plot import scorer_text, write_study_figures
 from analysis.wording import method_text
 from experiments.compare_study import CompareRecord, CompareStudy
 from experiments.console import Advance
+from experiments.locking import LOCK, held
 from experiments.pipeline import minutes
 from experiments.rank_study import RankRecord, RankStudy
 from experiments.run import Run
@@ -212,16 +212,7 @@ def locked(path: Path, study: Study) -> Iterator[None]:
             raise UserError(
                 f"{path}: belongs to the study {name!r}, not to {study.name!r}; name another folder with --out"
             )
-    elif path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+    elif path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
         raise UserError(f"{path}: is not empty and holds no study; name another folder with --out")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be a study's folder ({error.strerror})") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another process is at work on this study") from None
+    with held(path, as_what="a study's folder", busy="another process is at work on this study"):
         yield

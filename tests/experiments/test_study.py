@@ -360,6 +360,13 @@ def test_a_folder_of_another_study_is_not_written_into(
     assert contents(out) == before
 
 
+def test_two_processes_cannot_work_on_one_study(write: WriteStudy, slimformer: Slimformer, tmp_path: Path) -> None:
+    path, out = write(rank=RANK), tmp_path / "out"
+    with studying.locked(out, load_study(path)):
+        mistake = slimformer("study", path, "--out", out).mistake
+    assert f"{out}: another process is at work on this study" in mistake
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_study_that_comes_with_the_project_is_of_its_experiment(path: Path) -> None:
     study = load_study(path)
