@@ -12,7 +12,8 @@ import torch
 
 from analysis.study_plot import scorer_text, write_study_figures
 from analysis.wording import method_text
-from experiments.compare_study import CompareRecord, CompareStudy
+from experiments.compare_record import CompareRecord
+from experiments.compare_study import CompareStudy
 from experiments.console import Advance
 from experiments.locking import LOCK, held
 from experiments.pipeline import minutes

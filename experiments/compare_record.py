@@ -1,0 +1,213 @@
+"""What a comparison writes down: its searches, its measurements, and `study.json` with means and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from analysis.intervals import paired_interval, t_interval, welch_interval, widest
+from experiments.artifacts import Environment
+from experiments.experiment import Method
+from experiments.models import Job
+from experiments.study import CompareConfig
+from experiments.study_units import TrainedNet
+from search.delivery import Delivery
+from supernet.schema import Record
+from train.retraining import RetrainConfig
+
+Interval = tuple[float, float]
+Whole = Mapping[int, tuple[float, ...]]
+"""By search seed, the accuracies in percent of its net with every retraining seed, in their order."""
+
+
+class FoundNet(Record):
+    """What a method found for a budget with a search seed: a delivery, or the reason why there is none.
+
+    `seconds` are those of the search alone; what a method does once for all budgets counts for the first of them.
+    """
+
+    schema_version: Literal[1] = 1
+    job: Job
+    search_seed: int
+    delivery: Delivery | None
+    unreachable: str | None
+    seconds: float
+
+
+class MeasuredNet(Record):
+    """A whole net's latency in ms: median and tenth and ninetieth percentile."""
+
+    digest: str
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+
+
+class MeasuredNets(Record):
+    """All nets of a comparison, measured in the same rounds.
+
+    `speed` is the median factor by which nets of the table's audit took longer than on its day.
+    """
+
+    schema_version: Literal[1] = 1
+    speed: float
+    nets: tuple[MeasuredNet, ...]
+
+
+class StudiedNet(Record):
+    """The net that one search led to, and its test accuracy in percent by retraining seed."""
+
+    search_seed: int
+    digest: str
+    predicted_ms: float
+    measured_ms: float | None
+    macs: int
+    parameters: int
+    accuracy_percent: dict[str, float]
+
+
+class MethodResult(Record):
+    """A method at a budget; figures over trainings that are done, null where too few are.
+
+    A method without randomness is searched with the first search seed alone. `mean` and `sd` are over all runs,
+    `interval_95` is the wider of Student's t over search seeds and over retraining seeds (`interval_by`).
+    `difference_to_random` is the mean minus that of random search at equal cost; its interval is the widest of a paired
+    t over retraining seeds and of one over search seeds (paired, or Welch's where only one of the two was searched
+    with several; `difference_by`). Means and intervals count searches whose net is trained with every seed. `minutes`
+    are those of all its searches and trainings, though a training may be shared with others; `search_minutes` those of
+    its searches.
+    """
+
+    method: Method
+    budget_ms: float
+    search_seeds: tuple[int, ...]
+    retrain_seeds: tuple[int, ...]
+    missing: int
+    accuracy_percent: tuple[float, ...]
+    mean: float | None
+    sd: float | None
+    interval_95: Interval | None
+    interval_by: str | None
+    measured_ms: tuple[float, ...]
+    difference_to_random: float | None
+    difference_interval_95: Interval | None
+    difference_by: str | None
+    minutes: float
+    search_minutes: float
+    unreachable: tuple[str, ...]
+    nets: tuple[StudiedNet, ...]
+
+
+class CompareRecord(Record):
+    """`study.json`: methods against each other; `missing` of its `trainings` are still to do."""
+
+    schema_version: Literal[1] = 1
+    study: str
+    experiment: str
+    recipe: RetrainConfig
+    config: CompareConfig
+    budgets_ms: tuple[float, ...]
+    test_set: str
+    test_images: int
+    trainings: int
+    missing: int
+    searches_missing: int
+    speed: float | None
+    environment: Environment
+    results: tuple[MethodResult, ...]
+
+
+def method_result(
+    method: Method,
+    budget_ms: float,
+    *,
+    search_seeds: tuple[int, ...],
+    retrain_seeds: tuple[int, ...],
+    found: Sequence[FoundNet],
+    nets: Sequence[StudiedNet],
+    results: Mapping[tuple[str, int], TrainedNet],
+    reference: Whole | None,
+) -> MethodResult:
+    """The figures of a method at a budget: of what was found, of its nets, and of their trainings that are done.
+
+    `reference` is what it is compared with, None for random search itself.
+    """
+    runs = [percent for net in nets for percent in net.accuracy_percent.values()]
+    whole = by_search_seed(nets, retrain_seeds)
+    interval, by = interval_of(whole)
+    difference, bounds, how = (None, None, None) if reference is None else difference_of(whole, reference)
+    trainings = {(net.digest, int(seed)) for net in nets for seed in net.accuracy_percent}
+    seconds = sum(each.seconds for each in found)
+    wanted = len(search_seeds) * len(retrain_seeds)
+    reasons = [each.unreachable for each in found if each.unreachable is not None]
+    return MethodResult(
+        method=method,
+        budget_ms=budget_ms,
+        search_seeds=search_seeds,
+        retrain_seeds=retrain_seeds,
+        missing=wanted - len(runs) - len(reasons) * len(retrain_seeds),
+        accuracy_percent=tuple(runs),
+        mean=float(np.mean(runs)) if runs else None,
+        sd=float(np.std(runs, ddof=1)) if len(runs) > 1 else None,
+        interval_95=interval,
+        interval_by=by,
+        measured_ms=tuple(net.measured_ms for net in nets if net.measured_ms is not None),
+        difference_to_random=difference,
+        difference_interval_95=bounds,
+        difference_by=how,
+        minutes=round((seconds + sum(results[key].seconds for key in trainings)) / 60, 2),
+        search_minutes=round(seconds / 60, 2),
+        unreachable=tuple(dict.fromkeys(reasons)),
+        nets=tuple(nets),
+    )
+
+
+def by_search_seed(nets: Sequence[StudiedNet], seeds: Sequence[int]) -> dict[int, tuple[float, ...]]:
+    """The accuracies of each search whose net is trained with every seed, in their order."""
+    return {
+        net.search_seed: tuple(net.accuracy_percent[str(seed)] for seed in seeds)
+        for net in nets
+        if len(net.accuracy_percent) == len(seeds)
+    }
+
+
+def interval_of(whole: Whole) -> tuple[Interval | None, str | None]:
+    """The 95 % interval of a method's mean, and over what: search seeds or retraining seeds, whichever is wider.
+
+    Nets of one search are not independent of each other, and several searches may find one net: so neither all runs
+    count as independent, nor always the searches.
+    """
+    return widest(
+        {
+            "Student's t over search seeds": t_interval(_of_searches(whole)),
+            "Student's t over retraining seeds": t_interval(_of_retrainings(whole)),
+        }
+    )
+
+
+def difference_of(whole: Whole, reference: Whole) -> tuple[float | None, Interval | None, str | None]:
+    """The mean of one method minus that of another, its interval, and how that was made: the widest that can be."""
+    if not whole or not reference:
+        return None, None, None
+    searches, others = _of_searches(whole), _of_searches(reference)
+    intervals = {"paired t over retraining seeds": paired_interval(_of_retrainings(whole), _of_retrainings(reference))}
+    if whole.keys() == reference.keys():
+        intervals["paired t over search seeds"] = paired_interval(searches, others)
+    elif len(whole) == 1:  # without randomness: what varies is its retraining, and the other's search
+        intervals["Welch's t, retraining seeds against search seeds"] = welch_interval(_of_retrainings(whole), others)
+    else:
+        intervals["Welch's t over search seeds"] = welch_interval(searches, others)
+    interval, by = widest(intervals)
+    return float(np.mean(searches)) - float(np.mean(others)), interval, by
+
+
+def _of_searches(whole: Whole) -> list[float]:
+    """The mean of each search's retrainings."""
+    return [float(np.mean(percents)) for percents in whole.values()]
+
+
+def _of_retrainings(whole: Whole) -> list[float]:
+    """For each retraining seed the mean over searches."""
+    return [float(np.mean(percents)) for percents in zip(*whole.values(), strict=True)]
