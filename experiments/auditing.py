@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from experiments.artifacts import Environment
-from experiments.console import counted
+from experiments.console import Screen, counted
 from experiments.run import Run
 from search.isolated import isolated_ms
 from search.latency_audit import LatencyErrors, LatencyPair, errors, fit_correction, pair_of
@@ -138,7 +138,24 @@ def predictor_errors(pairs: Sequence[LatencyPair]) -> PredictorErrors:
     return PredictorErrors(**errors(pairs).model_dump(), within_3_percent=within)
 
 
-def rows_of(record: AuditRecord) -> list[list[str]]:
+def save_audit(record: AuditRecord, folder: Path) -> Path:
+    """Write the record under its condition's name, beside others of the same run."""
+    path = folder / f"audit-{record.runtime}-{record.precision}-t{record.threads}.json"
+    save(record, path)
+    return path
+
+
+def print_audit(record: AuditRecord, path: Path, screen: Screen) -> None:
+    """Print a row a way to predict, how well the nets can be measured at all, and where the record lies."""
+    header = ["prediction", "error %", "within 3 %", "5 %", "10 %", "bias %", "worst %", "tau"]
+    title = f"{record.num_architectures} whole nets, {record.runtime} {record.version}"
+    screen.table(title, header, _rows(record))
+    screen.line(
+        f"Measured again, the same nets differ by {record.remeasurement_percent:.1f} % on average. Written: {path}"
+    )
+
+
+def _rows(record: AuditRecord) -> list[list[str]]:
     """Rows for a table: a way to predict, mean absolute error, shares within 3, 5 and 10 %, bias, worst, tau."""
     ways: list[tuple[str, PredictorErrors]] = [
         ("table, corrected", record),
@@ -160,10 +177,3 @@ def rows_of(record: AuditRecord) -> list[list[str]]:
         ]
         for name, found in ways
     ]
-
-
-def save_audit(record: AuditRecord, folder: Path) -> Path:
-    """Write the record under its condition's name, beside others of the same run."""
-    path = folder / f"audit-{record.runtime}-{record.precision}-t{record.threads}.json"
-    save(record, path)
-    return path

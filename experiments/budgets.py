@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.artifacts import Environment
+from experiments.console import Screen
 from experiments.run import Run
 from search.baselines import random_architecture
 from search.delivery import Delivery, deliver
@@ -163,7 +164,26 @@ def _measured_afresh(
     return nets, slowdown
 
 
-def rows_of(record: DeliveryRecord) -> list[list[str]]:
+def save_delivery(record: DeliveryRecord, folder: Path) -> Path:
+    """Write the record under its condition's name, beside others of the same run."""
+    path = folder / f"delivery-{record.runtime}-{record.precision}-t{record.threads}.json"
+    save(record, path)
+    return path
+
+
+def print_delivery(record: DeliveryRecord, path: Path, screen: Screen) -> None:
+    """Print a row a delivered net, how many keep their budgets, and where the record lies."""
+    header = ["budget ms", "predicted", "measured", "at table's speed", "slack %", "slack % then", "rounds"]
+    title = f"Nets delivered for {record.budgets} budgets, {record.runtime} {record.version}"
+    screen.table(title, header, _rows(record))
+    screen.line(
+        f"{record.within_budget} of {record.budgets} within their budgets as measured,"
+        f" {record.within_budget_at_tables_speed} at the table's speed (a net takes {record.speed:.2f} times"
+        f" what it took then). Written: {path}"
+    )
+
+
+def _rows(record: DeliveryRecord) -> list[list[str]]:
     """Rows for a table: budget, predicted, measured as it is and at the table's speed, slack of both in %, rounds."""
     return [
         [
@@ -177,10 +197,3 @@ def rows_of(record: DeliveryRecord) -> list[list[str]]:
         ]
         for net in record.nets
     ]
-
-
-def save_delivery(record: DeliveryRecord, folder: Path) -> Path:
-    """Write the record under its condition's name, beside others of the same run."""
-    path = folder / f"delivery-{record.runtime}-{record.precision}-t{record.threads}.json"
-    save(record, path)
-    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.console import Screen
 from experiments.experiment import Experiment
 from experiments.measuring import table_at
 from search.agreement import Agreement, agreement
@@ -26,7 +27,18 @@ def compare_tables(experiment: Experiment, run: Path, other: Path, *, nets: int,
     return record, path
 
 
-def rows_of(record: Agreement) -> list[list[str]]:
+def print_agreement(record: Agreement, path: Path, screen: Screen) -> None:
+    """Print a row a thing compared, the largest difference, and where the record lies."""
+    header = ["compared", "number", "mean %", "median %", "within 3 %", "worst %"]
+    screen.table(f"{record.environment}, {' and '.join(record.dates)}", header, _rows(record))
+    worst = record.worst_entry
+    screen.line(
+        f"The second took {record.speed:.3f} times as long, which is divided out. Largest difference:"
+        f" {worst.first_ms:.4f} and {worst.second_ms:.4f} ms, {worst.entry}. Written: {path}"
+    )
+
+
+def _rows(record: Agreement) -> list[list[str]]:
     """Rows for a table: what is compared, how many, mean and median difference, share within 3 %, worst."""
     found = [
         ("whole nets, corrected", record.num_architectures, record.nets),

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from experiments.artifacts import RunFolder
-from experiments.cli import STAGE_HELP
+from experiments.cli import STAGE_HELP, app
 from experiments.stages import STAGES
 from search.latency_table import LatencyTable
 from supernet import list_models
@@ -454,3 +455,9 @@ def test_help_answers_without_loading_torch() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_help_names_the_commands_in_the_order_of_their_use() -> None:
+    tools = ["models", "predict", "convert", "measure", "audit", "study"]
+    commands: Any = typer.main.get_command(app)
+    assert list(commands.commands) == ["run", "quickstart", *tools, *STAGE_HELP]
