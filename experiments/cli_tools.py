@@ -86,7 +86,7 @@ def convert(
 
 def measure(
     models: Annotated[
-        list[str], typer.Argument(help="Published names, architecture or ONNX files, folders of models.")
+        list[str], typer.Argument(help="Published names, architecture files, .onnx or .pte files, folders.")
     ],
     runtime: Annotated[str, typer.Option("--runtime", help="What executes them.")] = "onnxruntime",
     precision: Annotated[str | None, typer.Option("--precision", help="A number format of the runtime.")] = None,

@@ -13,10 +13,9 @@ from experiments.run import AUDIT
 from search.latency_audit import LatencyAudit, fresh_model
 from search.latency_table import LatencyTable, UnmeasuredBlock
 from search.measure import Net, Timing, machine, measure
-from search.model_files import file_suffix
+from search.model_files import SUFFIXES, file_suffix, input_shape
 from search.runtimes import FileRuntime, Runtime
 from supernet import Architecture, UserError, list_models, published_architecture
-from supernet.onnx_export import open_session
 from supernet.schema import Record, nearest
 from train.randomness import generator_for
 
@@ -57,9 +56,9 @@ class Measurable:
 
 
 def measurable(model: str, *, resolution_px: int | None) -> Measurable:
-    """What a published name, an architecture file, a folder of a model or an ONNX file means. Raises `UserError`."""
+    """What a published name, an architecture file, a folder or a file of a model means. Raises `UserError`."""
     path = Path(model)
-    if path.suffix == ".onnx":
+    if path.suffix in SUFFIXES:
         return Measurable(model, lambda runtime, batch_size: _file(runtime, path, batch_size), None)
     if path.is_dir():
         found = next((path / name for name in ("architecture.yaml", "config.json") if (path / name).is_file()), None)
@@ -82,12 +81,16 @@ def measurable(model: str, *, resolution_px: int | None) -> Measurable:
 
 
 def _file(runtime: Runtime, path: Path, batch_size: int) -> Net:
-    if not isinstance(runtime, FileRuntime) or file_suffix(runtime.name) != path.suffix:
-        raise UserError(f"{path}: the runtime {runtime.name} reads no ONNX files")
-    shape = open_session(path, threads=1).get_inputs()[0].shape
-    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
-        raise UserError(f"{path}: its input is {shape}, not images of one size")
-    return runtime.load(path, (batch_size, *shape[1:]))
+    """A model's file on a runtime that runs such files. Raises `UserError` for any other file."""
+    if not isinstance(runtime, FileRuntime):
+        raise UserError(f"{path}: the runtime {runtime.name} runs no files; give it an architecture or a name")
+    if path.suffix != file_suffix(runtime.name):
+        raise UserError(f"{path}: the runtime {runtime.name} runs {file_suffix(runtime.name)} files alone")
+    shape = input_shape(path)
+    sides = tuple(side for side in shape[1:] if isinstance(side, int))
+    if len(shape) != 4 or len(sides) != 3:
+        raise UserError(f"{path}: its input is {list(shape)}, not images of one size")
+    return runtime.load(path, (batch_size, *sides))
 
 
 def table_at(path: Path) -> LatencyTable:

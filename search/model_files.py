@@ -10,15 +10,29 @@ from pathlib import Path
 from torch import nn
 
 from search.runtimes import onnx_in
+from supernet.onnx_export import open_session
 from supernet.schema import UserError, write_atomically
 
 ModelFile = bytes | Mapping[str, bytes]  # a file, or a folder: its files by their paths in it
 _OWN_SUFFIX = {"executorch": ".pte", "coreml": ".mlpackage"}
+SUFFIXES = (".onnx", *_OWN_SUFFIX.values())
 
 
 def file_suffix(runtime: str) -> str:
     """How the names of a runtime's files end; all that have no format of their own run ONNX."""
     return _OWN_SUFFIX.get(runtime, ".onnx")
+
+
+def input_shape(path: Path) -> tuple[int | str | None, ...]:
+    """The shape of the images that an ONNX file or a `.pte` file takes; an open side is no number.
+
+    Raises `UserError` if the file cannot be read, or the package that reads it is not installed.
+    """
+    if path.suffix == ".pte":
+        from search.runtimes.executorch import pte_input_shape
+
+        return pte_input_shape(path)
+    return tuple(open_session(path, threads=1).get_inputs()[0].shape)
 
 
 def model_file(runtime: str, module: nn.Module, input_shape: tuple[int, ...], *, precision: str) -> ModelFile:

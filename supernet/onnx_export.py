@@ -156,6 +156,14 @@ def onnx_parity(model: nn.Module, path: Path | str, images_BCHW: Tensor) -> Onnx
     return OnnxParity(difference, difference / max(float(np.abs(expected).max()), 1e-12))
 
 
+def check_input(session: onnxruntime.InferenceSession, input_shape: tuple[int, ...], *, source: str) -> None:
+    """Raise `UserError` if a session's model takes no images of this shape B,C,H,W; an open side takes any."""
+    sides = session.get_inputs()[0].shape
+    known = [side if isinstance(side, int) else asked for side, asked in zip(sides, input_shape, strict=False)]
+    if len(sides) != len(input_shape) or known != list(input_shape):
+        raise UserError(f"{source}: its input is {sides}, not {list(input_shape)}")
+
+
 def open_session(model: bytes | Path | str, *, threads: int) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU: sequential, all graph optimizations, this many threads.
 

@@ -24,7 +24,8 @@ try:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
         from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime as Executor
+        from executorch.runtime import Program
+    from executorch.runtime import Runtime as Executor
 except ImportError as error:
     raise needs_extra("executorch", error) from None
 
@@ -41,6 +42,21 @@ def pte_bytes(module: nn.Module, *, input_shape: tuple[int, ...]) -> bytes:
         graph = torch.export.export(fused(module), (torch.zeros(input_shape),))
         content: bytes = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
     return content
+
+
+def pte_input_shape(path: Path) -> tuple[int, ...]:
+    """The shape B,C,H,W of the images that a `.pte` file was lowered for. Raises `UserError` if it cannot be read."""
+    try:
+        content = path.read_bytes()
+        with quiet():
+            return _lowered_for(Executor.get().load_program(content))
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a program that ExecuTorch can read ({reason})") from None
+
+
+def _lowered_for(program: Program) -> tuple[int, ...]:
+    return tuple(program.metadata(METHOD).input_tensor_meta(0).sizes())
 
 
 @register_runtime("executorch")
@@ -70,9 +86,11 @@ class ExecuTorchRuntime:
             content = model if isinstance(model, bytes) else Path(model).read_bytes()
             with quiet():
                 program = Executor.get().load_program(content)
+                if _lowered_for(program) != input_shape:
+                    raise ValueError(f"it was lowered for {_lowered_for(program)}")
                 method = program.load_method(METHOD)
                 method.execute([images])
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{where}: not a program that ExecuTorch can run on {input_shape} ({reason})") from None
 

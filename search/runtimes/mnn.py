@@ -15,7 +15,7 @@ from torch import nn
 
 from search.runtimes import needs_extra, noise, onnx_in, register_runtime
 from search.runtimes.quiet import quiet
-from supernet.onnx_export import INPUT_NAME, OUTPUT_NAME, open_session
+from supernet.onnx_export import INPUT_NAME, OUTPUT_NAME, check_input, open_session
 from supernet.schema import UserError
 
 try:
@@ -33,9 +33,8 @@ def mnn_bytes(model: bytes | Path | str, input_shape: tuple[int, ...]) -> bytes:
     Raises `UserError` if it cannot be read, is for other images, or cannot be converted.
     """
     where = "the model" if isinstance(model, bytes) else str(model)
-    sides = open_session(model, threads=1).get_inputs()[0].shape  # MNN itself would crash on a file of something else
-    if any(isinstance(side, int) and side != asked for side, asked in zip(sides, input_shape, strict=True)):
-        raise UserError(f"{where}: its input is {sides}, not {list(input_shape)}")
+    # MNN itself would crash on a file of something else.
+    check_input(open_session(model, threads=1), input_shape, source=where)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "model.mnn"
         source.write_bytes(model if isinstance(model, bytes) else Path(model).read_bytes())

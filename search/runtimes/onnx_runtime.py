@@ -9,7 +9,7 @@ import onnxruntime
 from torch import nn
 
 from search.runtimes import noise, onnx_in, register_runtime
-from supernet.onnx_export import open_session
+from supernet.onnx_export import check_input, open_session
 
 
 @register_runtime("onnxruntime")
@@ -28,7 +28,11 @@ class OnnxRuntime:
         return self.load(onnx_in(self.precision, module, input_shape), input_shape)
 
     def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
-        """The same for an exported model, a file or its bytes. Raises `UserError` if the file cannot be read."""
+        """The same for an exported model, a file or its bytes.
+
+        Raises `UserError` if the file cannot be read or is for images of another shape.
+        """
         session = open_session(model, threads=self.threads)
+        check_input(session, input_shape, source="the model" if isinstance(model, bytes) else str(model))
         feed = {session.get_inputs()[0].name: noise(input_shape)}
         return lambda: session.run(None, feed)

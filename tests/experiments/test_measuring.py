@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from experiments.measuring import measurable
+from search.latency_audit import fresh_model
+from search.model_files import model_file, write_model
 from supernet import Architecture, published_architecture
 
 Slimformer = Callable[..., Any]
@@ -42,7 +44,35 @@ def test_an_onnx_file_is_measured_as_it_is(delivered: Path, slimformer: Slimform
     outcome = slimformer("measure", delivered / "model.onnx", *QUICK)
     assert outcome.code == 0, outcome.err
     assert "model.onnx" in outcome.out
-    assert "reads no ONNX files" in slimformer("measure", delivered / "model.onnx", "--runtime", "eager").mistake
+
+
+def test_a_program_of_executorch_is_measured_at_the_size_that_it_was_made_for(
+    delivered: Path, tmp_path: Path, slimformer: Slimformer
+) -> None:
+    pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install '.[executorch]'")
+    architecture, path = Architecture.load(delivered / "architecture.yaml"), tmp_path / "model.pte"
+    shape = (2, *architecture.input_shape)
+    write_model(path, model_file("executorch", fresh_model(architecture), shape, precision="fp32"))
+    outcome = slimformer("measure", path, "--runtime", "executorch", "--batch-size", "2", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "model.pte" in outcome.out
+    for words, problem in ((path, f"it was lowered for {shape}"), (tmp_path / "none.pte", "No such file")):
+        assert problem in slimformer("measure", words, "--runtime", "executorch", *QUICK).mistake
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime", "problem"),
+    [
+        ("model.onnx", "eager", "the runtime eager runs no files"),
+        ("model.pte", "eager", "the runtime eager runs no files"),
+        ("model.pte", "onnxruntime", "the runtime onnxruntime runs .onnx files alone"),
+        ("model.mlpackage", "onnxruntime", "the runtime onnxruntime runs .onnx files alone"),
+    ],
+)
+def test_a_file_of_another_runtime_is_refused_with_what_this_one_runs(
+    name: str, runtime: str, problem: str, slimformer: Slimformer
+) -> None:
+    assert slimformer("measure", name, "--runtime", runtime, *QUICK).mistake.startswith(f"{name}: {problem}")
 
 
 def test_a_table_of_another_condition_is_refused_with_both(

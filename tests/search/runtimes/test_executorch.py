@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -12,14 +13,17 @@ from torch import nn
 pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install '.[executorch]'")
 
 from search.runtimes import FileRuntime, noise, runtime
-from search.runtimes.executorch import pte_bytes
+from search.runtimes.executorch import pte_bytes, pte_input_shape
 from supernet import create_model
 from supernet.schema import UserError
 
 SHAPE = (2, 3, 8, 8)
 TWO_THREADS = """
+from pathlib import Path
 from search.runtimes import runtime
+from search.runtimes.executorch import pte_input_shape
 from executorch.extension.pybindings import portable_lib
+assert pte_input_shape(Path(FILE)) == (2, 3, 8, 8)
 runtime("executorch", threads=2).load(FILE, (2, 3, 8, 8))()
 print("pool:", portable_lib._threadpool_get_thread_count())
 """
@@ -66,7 +70,8 @@ def test_a_module_is_lowered_to_the_same_bytes_twice(program):
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (2, 3, 16, 16)])
 def test_images_of_another_shape_are_refused(program, shape):
-    with pytest.raises(UserError, match=r"the model: not a program that ExecuTorch can run on"):
+    refused = rf"the model: not a program that ExecuTorch can run on {re.escape(str(shape))} \(it was lowered for \(2, "
+    with pytest.raises(UserError, match=refused):
         runtime("executorch", threads=1).load(program, shape)
 
 
@@ -75,6 +80,10 @@ def test_a_file_that_is_no_program_is_refused(program, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}: not a program"):
             runtime("executorch", threads=1).load(tmp_path / name, SHAPE)
+    with pytest.raises(UserError, match=r"bad.pte: not a program that ExecuTorch can read"):
+        pte_input_shape(tmp_path / "bad.pte")
+    with pytest.raises(UserError, match=r"missing.pte: not a program .*No such file"):
+        pte_input_shape(tmp_path / "missing.pte")
     with pytest.raises(UserError, match=r"missing.pte: not a program .*No such file"):
         runtime("executorch", threads=1).load(tmp_path / "missing.pte", SHAPE)
 
