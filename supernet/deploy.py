@@ -27,9 +27,9 @@ def scale_outputs(linear: nn.Conv2d | nn.Linear, factor: Tensor) -> None:
 class PooledResidual(nn.Module):
     """x + factor * (pooled x - x), in one pass after the pooling.
 
-    Exported, it is the sum of both maps, each times its own factor a channel: a pattern that ONNX Runtime keeps in the
-    blocked layout of its convolutions, where a difference is computed outside of it (efficientformer_l1, one AVX2 core:
-    42.0 against 46.2 ms).
+    Exported, it is the sum of both maps, each times its own factor a channel: Core ML and XNNPACK have no lerp, and ONNX
+    Runtime keeps a sum in the blocked layout of its convolutions, where a difference is computed outside of it
+    (efficientformer_l1, one AVX2 core: 42.0 against 46.2 ms).
     """
 
     def __init__(self, pool: nn.Module, factor_C: Tensor) -> None:
@@ -41,7 +41,7 @@ class PooledResidual(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
-        if torch.onnx.is_in_onnx_export():
+        if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
             return x_BCHW * (1.0 - self.factor) + self.pool(x_BCHW) * self.factor  # type: ignore[no-any-return]
         return torch.lerp(x_BCHW, self.pool(x_BCHW), self.factor.to(x_BCHW.dtype))
 

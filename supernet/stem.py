@@ -150,7 +150,7 @@ class HeadModule(nn.Module):
 
     def pooled(self, x_BNC: Tensor) -> Tensor:
         """B,N,C to what the classifiers see, B,C."""
-        if self.norm_of_maps:
+        if self.norm_of_maps and not isinstance(self.norm, nn.Identity):
             x_BNC = self.norm(x_BNC.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
         elif not self.norm_after_pooling:
             x_BNC = self.norm(x_BNC)
