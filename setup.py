@@ -63,6 +63,7 @@ setup(
         "mnn": ["mnn>=3.4"],  # wheels for Python 3.8 to 3.14 on Linux, macOS and Windows
         # It has no wheel for Python 3.14 yet, none for Windows, and on Linux it converts alone.
         "coreml": ["coremltools>=9.0"],
+        "postgresql": ["psycopg[binary]>=3.2"],  # evolution's storage on a server
         "test": [
             "pytest>=8.3",
             "pytest-timeout>=2.3",
@@ -72,6 +73,7 @@ setup(
             "types-PyYAML",
             "openvino>=2025.0",
             "mnn>=3.4",
+            "psycopg[binary]>=3.2",
         ],
     },
 )

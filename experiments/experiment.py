@@ -61,7 +61,9 @@ class EvolutionConfig(Record):
 
     (Random search some more, where a net measures other than predicted and another latency is asked for.)
     `population` is the size of a generation. `storage` is the URL of a database that several machines share, each with
-    a copy of one run folder that has its supernet and its table (null: a file in the run folder).
+    a copy of one run folder that has its supernet and its table (null: a file in the run folder):
+    postgresql+psycopg://user@host/name, with the extra `postgresql`. The run folder keeps the URL, so a password
+    belongs into ~/.pgpass or PGPASSWORD.
     """
 
     trials: Positive = 200

@@ -6,9 +6,9 @@ processes can share and that outlives them; with one process the result depends 
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
 import optuna
@@ -16,18 +16,16 @@ import torch
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, TPESampler
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
+from search.evolution_storage import HEARTBEAT_SECONDS, opened
 from search.slimming import BudgetUnreachable, Latencies, Score, check_reachable
-from supernet import Architecture, SearchSpace, UserError
+from supernet import Architecture, SearchSpace
 from supernet.candidate import Candidate
 
 SamplerName = Literal["nsga2", "nsga3", "tpe"]
-OPENINGS = 5  # tries, where several processes open a new database at once
 GIVEN = "given"  # the trial's attribute that says which of the first ones it is
-HEARTBEAT_SECONDS = 30  # a worker that was silent for twice as long has died
 DRAWS_A_NET = 200  # of random search, for each net that it scores
 
 
@@ -69,21 +67,11 @@ def evolve(
     `storage` is Optuna's: a URL such as sqlite:///study.db, which is gone on with, or None for memory. Several
     processes may share it, each with `alone=False`: they stop when the study has `trials` (one may be under way in
     each), and the trial of one that died counts as failed after a minute. Raises `BudgetUnreachable` if even the
-    smallest architecture is predicted above `most_ms`.
+    smallest architecture is predicted above `most_ms`, and `UserError` if the storage cannot be opened or fails.
     """
     check_reachable(space, table=table, budget_ms=most_ms)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # an interruption is no news of a failed trial
-    numbered = _Numbered(sampler, _first_generation(space, population, seed), seed)
-    study = optuna.create_study(
-        study_name=study_name,
-        directions=["maximize", "minimize"],
-        storage=_opened(storage) if isinstance(storage, str) else storage,
-        sampler=numbered,
-        load_if_exists=True,
-    )
-    if alone:
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
+    numbered = _Numbered(sampler, _first_generation(space, population, seed), seed=seed, alone=alone)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         architecture = decoded(space, _suggested(space, trial))
@@ -98,20 +86,32 @@ def evolve(
         if done >= trials:
             study.stop()
 
-    if len(_finished(study)) < trials:
-        study.optimize(objective, callbacks=[stop])
-    return [Scored(decoded(space, trial.params), *trial.values) for trial in _finished(study)]
+    with opened(storage) as database:
+        study = optuna.create_study(
+            study_name=study_name,
+            directions=["maximize", "minimize"],
+            storage=database,
+            sampler=numbered,
+            load_if_exists=True,
+        )
+        if alone:
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                study.tell(trial.number, state=TrialState.FAIL)
+        if len(_finished(study)) < trials:
+            study.optimize(objective, callbacks=[stop])
+        return [Scored(decoded(space, trial.params), *trial.values) for trial in _finished(study)]
 
 
 class _Numbered(BaseSampler):
     """A sampler whose draws for a trial depend on the seed, the trial's number and the finished trials alone.
 
-    So a study that was interrupted goes on as if it had not been: trials that failed are not counted. The first trials
-    are given, whatever is drawn.
+    So a study that was interrupted goes on as if it had not been: trials that failed are not counted (among several
+    workers they are, or the numbers of trials after a failed one would be drawn for twice). The first trials are given,
+    whatever is drawn.
     """
 
-    def __init__(self, name: SamplerName, first: Sequence[dict[str, Any]], seed: int) -> None:
-        self.name, self.first, self.seed = name, first, seed
+    def __init__(self, name: SamplerName, first: Sequence[dict[str, Any]], *, seed: int, alone: bool) -> None:
+        self.name, self.first, self.seed, self.alone = name, first, seed, alone
         self.trial = -1  # the one under way: its draws follow one another
         self.drawn: BaseSampler = optuna.samplers.RandomSampler()
         self.index: int | None = None  # of the first trials, which one this is
@@ -149,13 +149,24 @@ class _Numbered(BaseSampler):
         if self.trial == trial.number:
             return
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        failed = [other.number for other in others if other.state == TrialState.FAIL]
+        failed = [other.number for other in others if other.state == TrialState.FAIL] if self.alone else []
         number = trial.number - sum(other < trial.number for other in failed)
         self.trial = trial.number
         self.drawn = _sampler(self.name, population=len(self.first), seed=_seed_of(self.seed, number))
         taken = {other.user_attrs.get(GIVEN) for other in others if other.state != TrialState.FAIL}
-        self.index = next((index for index in range(len(self.first)) if index not in taken), None)
+        free = [index for index in range(len(self.first)) if index not in taken]
+        choosing = sum(_is_choosing(other, before=trial) for other in others)
+        self.index = free[choosing] if choosing < len(free) else None
         self.given = {} if self.index is None else self.first[self.index]
+
+
+def _is_choosing(other: FrozenTrial, *, before: FrozenTrial) -> bool:
+    """Whether a trial that another worker has just begun is about to take one of the given ones, before this trial."""
+    if other.state != TrialState.RUNNING or other.number > before.number or GIVEN in other.user_attrs:
+        return False
+    if other.datetime_start is None or before.datetime_start is None:
+        return False
+    return before.datetime_start - other.datetime_start < timedelta(seconds=2 * HEARTBEAT_SECONDS)  # else it has died
 
 
 def random_search(
@@ -242,22 +253,6 @@ def _first_generation(space: SearchSpace, population: int, seed: int) -> list[di
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return sorted(trials, key=lambda trial: trial.number)
-
-
-def _opened(url: str) -> BaseStorage:
-    """The database of a URL. Raises `UserError` if it cannot be opened, without the password that the URL may hold."""
-    shown = url.rpartition("@")[2]
-    for attempt in range(OPENINGS):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)  # of the heartbeat
-                return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            if attempt == OPENINGS - 1 or not isinstance(error, IntegrityError | OperationalError):
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"search.evolution.storage: {shown} cannot be opened ({reason})") from None
-            time.sleep(0.2 * (attempt + 1))  # another process is making the tables at this moment
-    raise AssertionError
 
 
 def _sampler(name: SamplerName, *, population: int, seed: int) -> BaseSampler:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,23 @@ def test_a_job_is_named_after_its_method_and_budget() -> None:
     assert job.name == "search-2ms"
     assert architecture_path(Path("runs/a"), job) == Path("runs/a/architectures/search/architecture-2ms.yaml")
     assert Job(method="random", budget_ms=0.125).name == "random-0.125ms"
+
+
+@pytest.mark.parametrize(
+    ("there", "line"),
+    [
+        (True, "localhost:1/studies cannot be opened (connection failed"),
+        (False, "pip install 'slimformer[postgresql]'"),
+    ],
+)
+def test_a_storage_out_of_reach_is_one_line(
+    copied: Path, slimformer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, there: bool, line: str
+) -> None:
+    if there:
+        pytest.importorskip("psycopg", reason="the driver is not installed: pip install '.[postgresql]'")
+    else:
+        monkeypatch.setitem(sys.modules, "psycopg", None)
+    storage = "search.evolution.storage=postgresql+psycopg://me:secret@localhost:1/studies"
+    outcome = slimformer("search", copied, "--set", "search.methods=[evolution]", "--set", storage, "--redo")
+    assert line in outcome.mistake
+    assert "secret" not in outcome.mistake

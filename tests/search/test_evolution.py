@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ from search.evolution import Scored, best_within, decoded, encoded, evolve, rand
 from search.slimming import BudgetUnreachable
 from supernet.architecture import Architecture
 from supernet.block_types import Identity
-from supernet.schema import UserError
 from supernet.space import SearchSpace, WidthRange
 
 
@@ -172,65 +167,3 @@ def test_random_search_scores_so_many_different_ones_close_below_the_budget(spac
     assert len(seen) == 45
     assert len({one.architecture for one in found[0]}) == 15
     assert all(3.6 <= one.latency_ms <= 4.0 for one in found[0])
-
-
-def test_a_storage_that_cannot_be_opened_is_one_line_without_its_password(
-    search: Callable[..., list[Scored]], tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r"search.evolution.storage: .* cannot be opened") as refused:
-        search(storage=f"sqlite:///{tmp_path}/nowhere/study.db")
-    assert "\n" not in str(refused.value)
-    with pytest.raises(UserError, match="cannot be opened") as refused:
-        search(storage="nosuchdatabase://me:secret@somewhere/studies")
-    assert "secret" not in str(refused.value)
-
-
-class _LoggedScore:
-    """A score that writes down which process asked, and takes its time."""
-
-    def __init__(self, log: Path, seconds: float) -> None:
-        self.log, self.seconds = log, seconds
-
-    def __call__(self, architecture: Architecture) -> float:
-        with self.log.open("a") as file:
-            file.write(f"{os.getpid()} {architecture.digest}\n")
-        time.sleep(self.seconds)
-        return score(architecture)
-
-
-def _work(space: SearchSpace, table: Any, storage: str, log: Path, seconds: float) -> None:
-    evolve(
-        space,
-        table=table,
-        score=_LoggedScore(log, seconds),
-        most_ms=4.5,
-        trials=24,
-        population=8,
-        seed=0,
-        storage=storage,
-        alone=False,
-    )
-
-
-@pytest.mark.long
-def test_workers_on_one_storage_share_the_trials_and_survive_one_that_is_killed(
-    space: SearchSpace, table: Any, tmp_path: Path
-) -> None:
-    storage, log = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "log"
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_work, args=(space, table, storage, log, 0.3)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    while not log.exists() or len(log.read_text().splitlines()) < 8:
-        time.sleep(0.05)
-    assert workers[0].pid is not None
-    os.kill(workers[0].pid, signal.SIGKILL)
-    for worker in workers[1:]:
-        worker.join(120)
-        assert worker.exitcode == 0
-    lines = [line.split() for line in log.read_text().splitlines()]
-    assert len({pid for pid, _ in lines}) == 3
-    finished = evolve(space, table=table, score=score, most_ms=4.5, trials=24, population=8, seed=0, storage=storage)
-    assert 24 <= len(finished) <= 25  # one may be under way in the other worker when the last is finished
-    assert 0 <= len(lines) - len(finished) <= 1  # none was evaluated twice but the killed worker's, which is lost
-    assert space.smallest in [found.architecture for found in finished]
