@@ -18,7 +18,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from search import evolution_storage
+from search import evolution, evolution_storage
 from search.evolution import GIVEN, Scored, evolve
 from search.evolution_storage import opened
 from supernet.architecture import Architecture
@@ -272,3 +272,22 @@ def test_a_missing_driver_is_named_with_the_extra_that_has_it(
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(UserError, match=r"psycopg is missing; pip install 'slimformer\[postgresql\]'"):
         search(storage=url)
+
+
+def test_two_workers_that_begin_at_once_take_different_ones_of_the_first_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first: list[dict[str, Any]] = [{"width": index} for index in range(4)]
+    storage = optuna.storages.InMemoryStorage()
+
+    def worker() -> optuna.Study:
+        sampler = evolution._Numbered("nsga2", first, seed=0, alone=False)
+        return optuna.create_study(study_name="shared", storage=storage, sampler=sampler, load_if_exists=True)
+
+    def width(trial: optuna.Trial) -> int:
+        return trial.suggest_int("width", 0, 3)
+
+    one, other, third = worker().ask(), worker().ask(), worker().ask()
+    assert (width(third), width(one), width(other)) == (2, 0, 1)  # and nobody has said yet which one it took
+    monkeypatch.setattr(evolution, "HEARTBEAT_SECONDS", 0)
+    assert width(worker().ask()) == 0  # those that were silent for too long have died
