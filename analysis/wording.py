@@ -59,6 +59,8 @@ def minutes_text(seconds: float) -> str:
 
 def method_text(method: str) -> str:
     """A method's name in a sentence."""
+    if method.startswith("timm:"):
+        return method.replace(":", "'s ")
     return _METHOD_NAMES.get(method, method.replace("_", " "))
 
 

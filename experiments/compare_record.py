@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from analysis.intervals import paired_interval, t_interval, welch_interval, widest
 from experiments.artifacts import Environment
 from experiments.experiment import Method
+from experiments.external_nets import ExternalName, ExternalNet
 from experiments.models import Job
 from experiments.study import CompareConfig
 from experiments.study_units import TrainedNet
@@ -17,7 +19,10 @@ from search.delivery import Delivery
 from supernet.schema import Record
 from train.retraining import RetrainConfig
 
+EXTERNAL_METHOD = "timm:"  # what begins the name of a method that takes one of timm's models
+
 Interval = tuple[float, float]
+ExternalMethod = Annotated[str, Field(pattern=f"^{EXTERNAL_METHOD}")]
 Whole = Mapping[int, tuple[float, ...]]
 """By search seed, the accuracies in percent of its net with every retraining seed, in their order."""
 
@@ -32,6 +37,21 @@ class FoundNet(Record):
     job: Job
     search_seed: int
     delivery: Delivery | None
+    unreachable: str | None
+    seconds: float
+
+
+class FoundExternal(Record):
+    """The widest net of a family that measures within a budget, or why there is none.
+
+    `tried` are the scales that were measured, and their ms at the table's speed.
+    """
+
+    schema_version: Literal[1] = 1
+    name: ExternalName
+    budget_ms: float
+    net: ExternalNet | None
+    tried: tuple[tuple[float, float], ...]
     unreachable: str | None
     seconds: float
 
@@ -57,11 +77,14 @@ class MeasuredNets(Record):
 
 
 class StudiedNet(Record):
-    """The net that one search led to, and its test accuracy in percent by retraining seed."""
+    """The net that one search led to, and its test accuracy in percent by retraining seed.
+
+    No table predicts a model of timm's.
+    """
 
     search_seed: int
     digest: str
-    predicted_ms: float
+    predicted_ms: float | None
     measured_ms: float | None
     macs: int
     parameters: int
@@ -80,7 +103,7 @@ class MethodResult(Record):
     its searches.
     """
 
-    method: Method
+    method: Method | ExternalMethod
     budget_ms: float
     search_seeds: tuple[int, ...]
     retrain_seeds: tuple[int, ...]
@@ -120,12 +143,12 @@ class CompareRecord(Record):
 
 
 def method_result(
-    method: Method,
+    method: Method | ExternalMethod,
     budget_ms: float,
     *,
     search_seeds: tuple[int, ...],
     retrain_seeds: tuple[int, ...],
-    found: Sequence[FoundNet],
+    found: Sequence[FoundNet | FoundExternal],
     nets: Sequence[StudiedNet],
     results: Mapping[tuple[str, int], TrainedNet],
     reference: Whole | None,

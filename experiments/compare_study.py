@@ -12,11 +12,15 @@ from experiments.compare_record import (
     FoundNet,
     MeasuredNet,
     MeasuredNets,
+    MethodResult,
     StudiedNet,
+    Whole,
     by_search_seed,
     method_result,
 )
 from experiments.experiment import Method
+from experiments.external_nets import ExternalNet
+from experiments.external_study import Externals
 from experiments.models import Job
 from experiments.run import Run
 from experiments.solving import Solver
@@ -44,6 +48,7 @@ class CompareStudy:
         came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
         settings = [plain(searched), self.run.experiment.evaluate.batch_size]
         self.key = digest_of([came_from, folder.supernet, folder.images, settings])[:16]
+        self.external = Externals(config.external, self.run, folder.path / "external" / self.key)
 
     def _asking(self, run: Run, *, seed: int) -> Run:
         """The run with the study's budgets and a search seed; supernet, table and images are shared."""
@@ -86,9 +91,9 @@ class CompareStudy:
             self._found[path] = load(FoundNet, path)
         return self._found.get(path)
 
-    def _cost(self, net: Architecture) -> Cost:
+    def _cost(self, net: Architecture | ExternalNet) -> Cost:
         if net.digest not in self._costs:
-            self._costs[net.digest] = cost(net)
+            self._costs[net.digest] = cost(net) if isinstance(net, Architecture) else net.cost
         return self._costs[net.digest]
 
     def _searching(self, method: Method, seed: int) -> Path:
@@ -118,14 +123,15 @@ class CompareStudy:
             save(found, working / f"{job.name}.json")
             shown = reason if delivery is None else f"predicted {delivery.delivered.predicted_ms:.3f} ms"
             self.run.screen.line(f"  {job.name}, search seed {seed}: {shown}, {seconds:.0f} s")
+        self.external.search()
         self._measure()
 
     @property
-    def nets(self) -> dict[str, Architecture]:
-        """Every architecture that was found, by its digest."""
+    def nets(self) -> dict[str, Architecture | ExternalNet]:
+        """Every net that was found, by its digest."""
         found = [self.found(job, seed) for job, seed in self.searches]
         nets = [each.delivery.architecture for each in found if each is not None and each.delivery is not None]
-        return {net.digest: net for net in nets}
+        return {net.digest: net for net in nets} | self.external.nets
 
     def _measured_path(self) -> Path:
         names = digest_of([sorted(self.nets), self.run.experiment.evaluate.latency_rounds])[:16]
@@ -171,6 +177,7 @@ class CompareStudy:
         found = [(job, seed, self.found(job, seed)) for job, seed in self.searches]
         nets = self._studied(found, results, measured)
         means = {key: by_search_seed(studied, self.config.retrain_seeds) for key, studied in nets.items()}
+        references = {budget_ms: whole for (method, budget_ms), whole in means.items() if method == REFERENCE}
         return CompareRecord(
             study=self.study.name,
             experiment=self.run.experiment.name,
@@ -181,7 +188,7 @@ class CompareStudy:
             test_images=next((result.total for result in results.values()), 0),
             trainings=len(tasks),
             missing=len(tasks) - len(results),
-            searches_missing=sum(each is None for _, _, each in found),
+            searches_missing=sum(each is None for _, _, each in found) + self.external.missing,
             speed=None if measured is None else measured.speed,
             environment=self.run.environment,
             results=tuple(
@@ -195,11 +202,12 @@ class CompareStudy:
                     ],
                     nets=nets[method, budget_ms],
                     results=results,
-                    reference=means.get((REFERENCE, budget_ms)) if method != REFERENCE else None,
+                    reference=references.get(budget_ms) if method != REFERENCE else None,
                 )
                 for budget_ms in self.run.budgets_ms
                 for method in self.config.methods
-            ),
+            )
+            + self._external_results(results, measured, references),
         )
 
     def _studied(
@@ -209,24 +217,52 @@ class CompareStudy:
         measured: MeasuredNets | None,
     ) -> dict[tuple[Method, float], list[StudiedNet]]:
         """The nets of every method and budget."""
-        ms = {} if measured is None else {net.digest: net.median_ms for net in measured.nets}
         studied: dict[tuple[Method, float], list[StudiedNet]] = {
             (method, budget_ms): [] for method in self.config.methods for budget_ms in self.run.budgets_ms
         }
         for job, seed, each in found:
             if each is None or each.delivery is None:
                 continue
-            last, size = each.delivery.delivered, self._cost(each.delivery.architecture)
-            seeds = [retrain for retrain in self.config.retrain_seeds if (last.digest, retrain) in results]
+            ms, net = each.delivery.delivered.predicted_ms, each.delivery.architecture
             studied[job.method, job.budget_ms].append(
-                StudiedNet(
-                    search_seed=seed,
-                    digest=last.digest,
-                    predicted_ms=last.predicted_ms,
-                    measured_ms=ms.get(last.digest),
-                    macs=size.macs,
-                    parameters=size.parameters,
-                    accuracy_percent={str(s): results[last.digest, s].accuracy_percent for s in seeds},
-                )
+                self._studied_net(net, seed, predicted_ms=ms, results=results, measured=measured)
             )
         return studied
+
+    def _studied_net(
+        self,
+        net: Architecture | ExternalNet,
+        search_seed: int,
+        *,
+        predicted_ms: float | None,
+        results: Mapping[tuple[str, int], TrainedNet],
+        measured: MeasuredNets | None,
+    ) -> StudiedNet:
+        name, size = net.digest, self._cost(net)
+        ms = {} if measured is None else {each.digest: each.median_ms for each in measured.nets}
+        seeds = [retrain for retrain in self.config.retrain_seeds if (name, retrain) in results]
+        return StudiedNet(
+            search_seed=search_seed,
+            digest=name,
+            predicted_ms=predicted_ms,
+            measured_ms=ms.get(name),
+            macs=size.macs,
+            parameters=size.parameters,
+            accuracy_percent={str(s): results[name, s].accuracy_percent for s in seeds},
+        )
+
+    def _external_results(
+        self,
+        results: Mapping[tuple[str, int], TrainedNet],
+        measured: MeasuredNets | None,
+        references: Mapping[float, Whole],
+    ) -> tuple[MethodResult, ...]:
+        """The figures of timm's models at every budget; nothing is random in the search of a width."""
+        first = self.config.search_seeds[0]
+        return self.external.results(
+            search_seed=first,
+            retrain_seeds=self.config.retrain_seeds,
+            studied=lambda net: self._studied_net(net, first, predicted_ms=None, results=results, measured=measured),
+            results=results,
+            references=references,
+        )

@@ -44,7 +44,16 @@ def retrain_model(
         save_weights(model, weights_path(directory))
         write_atomically(metrics_path(directory, NAME), metrics_path(twin, NAME).read_bytes())
     else:
-        retrain(model, run.data, train, seed=seed, directory=directory, progress=progress, device=run.device)
+        retrain(
+            model,
+            run.data,
+            train,
+            digest=architecture.digest,
+            seed=seed,
+            directory=directory,
+            progress=progress,
+            device=run.device,
+        )
     architecture.save(trained_files(directory)[0])  # its presence says that the training is complete
     checkpoint_path(directory, NAME).unlink(missing_ok=True)
     return trained_files(directory)

@@ -13,7 +13,7 @@ import torch
 from experiments.artifacts import RunFolder, environment
 from experiments.console import Screen, counted
 from experiments.experiment import Experiment
-from search.latency_audit import LatencyAudit, build_models
+from search.latency_audit import Buildable, LatencyAudit, NetT, build_models
 from search.latency_table import LatencyTable
 from search.measure import Net, Timing, machine, measure
 from search.runtimes import Runtime, runtime
@@ -143,7 +143,7 @@ class Run:
         """The whole nets that were measured together with the table."""
         return LatencyAudit.load(self.path / AUDIT)
 
-    def build_nets(self, nets: Sequence[Architecture]) -> dict[Architecture, Net]:
+    def build_nets(self, nets: Sequence[NetT]) -> dict[NetT, Net]:
         """Whole nets with random weights, on the runtime whose latency counts."""
         return build_models(nets, self.runtime, batch_size=self.experiment.table.batch_size)
 
@@ -169,17 +169,17 @@ class Run:
 
     def measure_nets(
         self,
-        nets: Sequence[Architecture],
+        nets: Sequence[NetT],
         *,
         what: str,
         rounds: int,
         generator: torch.Generator,
         warmup: int = WARMUP_RUNS,
         references: int = REFERENCES,
-    ) -> tuple[dict[Architecture, Timing], float]:
+    ) -> tuple[dict[NetT, Timing], float]:
         """As `measure_beside`, of nets that are built here, beside at most so many of the audit."""
         audited = self.audit.references(references)
-        built = self.build_nets([*nets, *audited])
+        built = self.build_nets(list[NetT | Architecture]([*nets, *audited]))
         return self.measure_beside(
             {net: built[net] for net in audited},
             {net: built[net] for net in nets},
@@ -189,7 +189,7 @@ class Run:
             warmup=warmup,
         )
 
-    def measure_at_tables_speed(self, net: Architecture, *, what: str) -> float:
+    def measure_at_tables_speed(self, net: Architecture | Buildable, *, what: str) -> float:
         """The latency of a whole net in ms, at the speed that the machine had when the table was measured."""
         timings, slowdown = self.measure_nets(
             [net],

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.experiment import Fraction, Method, Milliseconds, Positive, load_experiment, load_overridden
+from experiments.external_nets import ExternalName
 from experiments.run import Run
 from experiments.stages import stage_named
 from supernet.schema import Record, UserError, plain
@@ -64,7 +65,7 @@ class CompareConfig(Record):
     """Which methods deliver for which budgets, with which seeds they search and their nets are retrained.
 
     Margin, slack and images are the experiment's (`search`), so is the cost of evolution and random search unless
-    `trials` says otherwise.
+    `trials` says otherwise. `external` are models of timm's, as wide as they may be within each budget.
     """
 
     budgets_ms: tuple[Milliseconds, ...] | None = None
@@ -73,6 +74,7 @@ class CompareConfig(Record):
     search_seeds: SeedList = (0, 1, 2)
     retrain_seeds: SeedList = (0, 1, 2)
     trials: Positive | None = None
+    external: tuple[ExternalName, ...] = ()
 
     @model_validator(mode="after")
     def _one_kind_of_budget(self) -> CompareConfig:
@@ -80,6 +82,8 @@ class CompareConfig(Record):
             raise ValueError("give either budgets_ms or budgets_of_largest, with at least one budget")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("methods: each at most once")
+        if len(set(self.external)) < len(self.external):
+            raise ValueError("external: each at most once")
         return self
 
     @field_validator("search_seeds", "retrain_seeds")
@@ -109,6 +113,8 @@ class Study(Record):
     def _something_to_do(self) -> Study:
         if self.rank is None and self.compare is None:
             raise ValueError("a study needs a section: rank, compare or both")
+        if self.compare is not None and self.compare.external and self.train.start == "inherited":
+            raise ValueError("compare.external: timm's models inherit nothing from the supernet; train.start: scratch")
         return self
 
 

@@ -14,9 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from experiments.artifacts import digest_of, folder_digest, sha256
+from experiments.external_nets import EXTERNAL, ExternalNet, initial_external
 from experiments.run import Run
-from supernet import Architecture, MetaFormer
+from supernet import Architecture
 from supernet.schema import Record, load, plain, save
 from train.distillation import teacher_files
 from train.evaluation import accuracy
@@ -88,12 +91,12 @@ class StudyFolder:
     def _plugins(self) -> list[str]:
         return [sha256(path) for path in self.run.plugins]
 
-    def training(self, architecture: Architecture, seed: int, *, macs: int) -> Training:
-        """The training of an architecture with a seed; writes the architecture down."""
+    def training(self, architecture: Architecture | ExternalNet, seed: int, *, macs: int) -> Training:
+        """The training of a net with a seed; writes the net down."""
         digest = architecture.digest
         path = self.path / "architectures" / f"{digest}.yaml"
         if not path.exists():
-            architecture.save(path)
+            save(architecture, path)
         unit = self.path / "trained" / self.recipe / f"{digest}-seed{seed}.json"
         return Training(name=digest, seed=seed, architecture=path, unit=unit, macs=macs)
 
@@ -115,7 +118,14 @@ def train_net(run: Run, task: Training, progress: Progress) -> None:
     began = time.monotonic()
     working, train = task.unit.with_suffix(""), run.experiment.train
     net = retrain(
-        _fresh(run, task), run.data, train, seed=task.seed, directory=working, progress=progress, device=run.device
+        _fresh(run, task),
+        run.data,
+        train,
+        digest=task.name,
+        seed=task.seed,
+        directory=working,
+        progress=progress,
+        device=run.device,
     )
     counted = accuracy(net, run.data.test, batch_size=run.experiment.evaluate.batch_size, precision="fp32")
     result = TrainedNet(
@@ -130,8 +140,10 @@ def train_net(run: Run, task: Training, progress: Progress) -> None:
     shutil.rmtree(working)
 
 
-def _fresh(run: Run, task: Training) -> MetaFormer:
-    """The net to train; whoever adds nets that are no architectures of the space makes them here, by their name."""
+def _fresh(run: Run, task: Training) -> nn.Module:
+    """The net to train: an architecture of ours, or what its name says is one of timm's."""
     train = run.experiment.train
+    if task.name.startswith(EXTERNAL):
+        return initial_external(load(ExternalNet, task.architecture), train, seed=task.seed)
     supernet = run.supernet if train.start == "inherited" else None
     return initial_model(Architecture.load(task.architecture), train, supernet=supernet, seed=task.seed)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from supernet.architecture import Architecture
 from supernet.inherit import inherit
 from supernet.metaformer import MetaFormer
-from supernet.schema import digest
+from supernet.schema import digest as record_digest
 from supernet.supernet import Supernet
 from train.augment import AugmentConfig, mixed
 from train.checkpoint import module_tensors, optimizer_tensors, restore_module, restore_optimizer, save_weights
@@ -40,6 +40,7 @@ from train.recipe import (
 from train.splits import Batch, batch_count, batches
 
 NAME = "retrain"
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class RetrainConfig(RecipeConfig):
@@ -80,23 +81,26 @@ def initial_model(
 
 
 def retrain(
-    model: MetaFormer,
+    model: ModelT,
     data: ImageData,
     config: RetrainConfig,
     *,
+    digest: str,
     seed: int,
     directory: Path,
     progress: Progress | None,
     device: torch.device,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
-) -> MetaFormer:
+) -> ModelT:
     """Train a model; the averaged one is returned where the recipe averages, in evaluation mode on the device.
 
+    The model may be any that makes logits of images; `digest` tells it from others, so that none goes on from another's
+    checkpoint.
     Never touches the test images. Writes `retrain.safetensors`, `retrain-metrics.csv`, a checkpoint from which an
     interrupted training goes on, and TensorBoard logs. Raises `LossDiverged`, and `UserError` for an augmentation,
     a teacher or a checkpoint that does not fit.
     """
-    training = Retraining(model, data, config, seed=seed, device=device)
+    training = Retraining(model, data, config, digest=digest, seed=seed, device=device)
     fit(training, seed=seed, directory=directory, progress=progress, checkpoint_minutes=checkpoint_minutes)
     result = training.result
     save_weights(result, weights_path(directory))
@@ -109,13 +113,13 @@ def check_retraining(data: ImageData, config: RetrainConfig) -> None:
     _teacher(config.distillation, data, torch.device("cpu"))
 
 
-class Retraining:
+class Retraining(Generic[ModelT]):
     """The steps of a retraining, for `train.loop.fit`."""
 
     name = NAME
 
     def __init__(
-        self, model: MetaFormer, data: ImageData, config: RetrainConfig, *, seed: int, device: torch.device
+        self, model: ModelT, data: ImageData, config: RetrainConfig, *, digest: str, seed: int, device: torch.device
     ) -> None:
         data.check(config.augment)
         self.device, self.seed, self.config = device, seed, config
@@ -131,14 +135,16 @@ class Retraining:
         self.steps_per_epoch = batch_count(self.split, config.batch_size, training=True)
         self.images_per_step = min(config.batch_size, len(self.split))
         self.columns = ("train_loss", "learning_rate") + (() if config.use_held_out else ("held_out_percent",))
-        self.fingerprint = f"{digest(config)}-{model.architecture.digest}-{seed}-{len(self.split)}"
+        self.fingerprint = f"{record_digest(config)}-{digest}-{seed}-{len(self.split)}"
 
     @property
-    def result(self) -> MetaFormer:
+    def result(self) -> ModelT:
         """The model that counts: the average, if there is one."""
-        chosen: nn.Module = self.model if self.average is None else self.average.module
-        assert isinstance(chosen, MetaFormer)
-        return chosen
+        if self.average is None:
+            return self.model
+        average = self.average.module
+        assert isinstance(average, type(self.model))
+        return average
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """Training batches of an epoch, without the first ones."""

@@ -49,7 +49,7 @@ def learned(
     config = experiment.train.model_copy(update={"use_held_out": False, "start": "scratch"})
     seed = experiment.seeds.train
     model = initial_model(architecture, config, supernet=None, seed=seed)
-    training = Retraining(model, data, config, seed=seed, device=device)
+    training = Retraining(model, data, config, digest=model.architecture.digest, seed=seed, device=device)
     per_epoch, images, start = training.steps_per_epoch, 0, clock()
     batches = itertools.chain.from_iterable(training.batches(epoch, 0) for epoch in itertools.count())
     for batch in batches:

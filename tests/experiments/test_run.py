@@ -218,7 +218,7 @@ def test_channels_last_is_the_layout_of_a_retrained_models_weights(finished: Pat
     run = run_of(finished)
     config = RetrainConfig(epochs=1, batch_size=64, learning_rate=1e-3, channels_last=wanted)
     model = initial_model(run.space.largest, config, supernet=None, seed=0)
-    Retraining(model, run.data, config, seed=0, device=torch.device("cpu"))
+    Retraining(model, run.data, config, digest="", seed=0, device=torch.device("cpu"))
     kernels = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert kernels
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) == wanted for kernel in kernels)
@@ -233,6 +233,6 @@ def test_an_augmentation_reaches_the_batches_of_both_trainings(finished: Path) -
     for augment in (AugmentConfig(), config.augment):
         model = initial_model(run.space.smallest, config, supernet=None, seed=0)
         changed = config.model_copy(update={"augment": augment})
-        training = Retraining(model, run.data, changed, seed=0, device=torch.device("cpu"))
+        training = Retraining(model, run.data, changed, digest="", seed=0, device=torch.device("cpu"))
         shown.append(next(training.batches(0, 0))[0])
     assert not torch.equal(*shown)

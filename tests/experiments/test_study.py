@@ -214,6 +214,35 @@ def test_a_comparison_delivers_and_trains_what_is_shared_once(
     assert record(out, "study.json") == found
 
 
+def test_timms_models_are_as_wide_as_the_budget_and_trained_and_measured_like_the_others(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+) -> None:
+    out, asked = tmp_path / "out", {"budgets_of_largest": None, "budgets_ms": [5.0], "methods": ["uniform"]}
+    path = write(compare=COMPARE | asked | {"external": ["resnet18d", "mobilenetv3_small"]})
+    outcome = slimformer("study", path, "--out", out)
+    assert outcome.code == 0, outcome.err
+    found = record(out, "study.json")
+    assert found["missing"] == found["searches_missing"] == 0
+    uniform, resnet, mobilenet = found["results"]
+    assert [resnet["method"], mobilenet["method"]] == ["timm:resnet18d", "timm:mobilenetv3_small"]
+    assert (mobilenet["nets"], mobilenet["missing"]) == ([], 0)
+    (reason,) = mobilenet["unreachable"]
+    assert reason.startswith("0.5 of mobilenetv3_small's width, the narrowest, takes ")
+    (net,) = resnet["nets"]
+    assert net["digest"].startswith("timm-")
+    assert set(net["accuracy_percent"]) == {"0", "1"}
+    assert sorted(trained_nets) == sorted((each["digest"], seed) for each in (*uniform["nets"], net) for seed in (0, 1))
+    assert 0.6 * 5.0 < net["measured_ms"] <= 0.98 * 5.0  # the next sixteenth is wider by far at this width
+    assert net["measured_ms"] == pytest.approx(0.010 + 20e-6 * net["parameters"], rel=1e-3)
+    assert net["predicted_ms"] is None
+    assert resnet["mean"] == pytest.approx(sum(resnet["accuracy_percent"]) / 2)
+    assert "timm's resnet18d" in outcome.out
+    trained_nets.clear()
+    assert slimformer("study", path, "--out", out).code == 0
+    assert trained_nets == []
+    assert record(out, "study.json") == found
+
+
 def test_nets_that_are_asked_for_twice_are_trained_once() -> None:
     def task(name: str, seed: int) -> Training:
         unit = Path("trained") / f"{name}-seed{seed}.json"
@@ -249,6 +278,7 @@ def test_another_recipe_trains_anew_and_what_was_trained_stays(
         ("compare.methods=[exact]", "searches"),
         ("compare.search_seeds=[0, 4]", "searches"),
         ("compare.trials=5", "key"),
+        ("compare.external=[resnet18d]", "external"),
         ("threads=3", "threads"),
         ("processes=2", "processes"),
     ],
@@ -266,6 +296,7 @@ def test_a_setting_changes_what_is_asked_for(write: WriteStudy, tmp_path: Path, 
             "trainings": {task.unit for task in opened.rank.trainings},
             "searches": opened.compare.searches,
             "key": opened.compare.key,
+            "external": opened.compare.external.missing,
             "threads": run.threads,
             "processes": run.processes,
         }
@@ -310,6 +341,12 @@ def test_a_report_of_what_is_done_trains_nothing(
         ({"compare": COMPARE | {"budgets_ms": [0.1]}}, "give either budgets_ms or budgets_of_largest"),
         ({"compare": COMPARE | {"methods": ["exact", "exact"]}}, "methods: each at most once"),
         ({"compare": COMPARE | {"methods": ["exakt"]}}, "compare.methods.1: "),
+        ({"compare": COMPARE | {"external": ["resnet19"]}}, "compare.external.1: "),
+        ({"compare": COMPARE | {"external": ["resnet18d", "resnet18d"]}}, "external: each at most once"),
+        (
+            {"compare": COMPARE | {"external": ["resnet18d"]}, "train": RECIPE | {"start": "inherited"}},
+            "compare.external: timm's models inherit nothing",
+        ),
         ({"rank": RANK, "schema_version": 2}, "schema_version"),
         ({"rank": RANK, "run": "nowhere"}, "run: nowhere holds no run"),
         ({"rank": RANK, "experiment": "nowhere.yaml"}, "nowhere.yaml: no such file"),

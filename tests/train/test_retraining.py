@@ -30,9 +30,8 @@ def run(
     space: SearchSpace, data: ImageData, directory: Path, config: RetrainConfig = CONFIG, **options: Any
 ) -> MetaFormer:
     model = initial_model(space.largest, config, supernet=None, seed=0)
-    return retrain(
-        model, data, config, **{"seed": 0, "directory": directory, "progress": None, "device": CPU, **options}
-    )
+    settings = {"digest": "", "seed": 0, "directory": directory, "progress": None, "device": CPU}
+    return retrain(model, data, config, **{**settings, **options})
 
 
 def test_a_small_net_learns_the_digits(space: SearchSpace, digits: ImageData, tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_test_images_are_never_shown_and_held_out_ones_only_on_request(
     data = replace(few_digits, test=poisoned)
     config = CONFIG.model_copy(update={"use_held_out": use_held_out})
     model = initial_model(space.largest, config, supernet=None, seed=0)
-    steps = Retraining(model, data, config, seed=0, device=CPU)
+    steps = Retraining(model, data, config, digest="", seed=0, device=CPU)
     shown = torch.cat([images for images, _ in steps.batches(0, 0)]).flatten(1).tolist()
     part = few_digits.all_training if use_held_out else few_digits.train
     expected = torch.cat([i for i, _ in batches(part, 32, epoch=5, seed=1, augment=AugmentConfig())]).flatten(1)
@@ -150,3 +149,14 @@ def test_every_field_of_the_recipe_changes_the_weights(
     for name, value in RECIPE_CHANGES.items():
         run(space, few_digits, tmp_path / name, CONFIG.model_copy(update={name: value}))
         assert weights_path(tmp_path / name).read_bytes() != base, name
+
+
+def test_a_training_of_another_digest_does_not_go_on_from_this_ones_checkpoint(
+    space: SearchSpace, few_digits: ImageData
+) -> None:
+    model = initial_model(space.smallest, CONFIG, supernet=None, seed=0)
+    one, same, other = (
+        Retraining(model, few_digits, CONFIG, digest=digest, seed=0, device=CPU).fingerprint
+        for digest in ("one", "one", "other")
+    )
+    assert one == same != other
