@@ -90,11 +90,14 @@ class Externals:
     def _search(self, name: ExternalName, budget_ms: float) -> FoundExternal:
         run, began = self.run, time.monotonic()
         scales, tried = FAMILIES[name].scales, dict[float, float]()
+        others = [found for other in run.budgets_ms if (found := self.found(name, other)) is not None]
+        known = {scale: ms for found in others for scale, ms in found.tried}  # so that all budgets judge one figure
 
         def ms_of(scale: float) -> float:
-            if scale not in tried:
+            if scale not in known:
                 net = external_net(run, name, scale=scale)
-                tried[scale] = run.measure_at_tables_speed(net, what=f"measuring {name}, {scale:g} of its width")
+                known[scale] = run.measure_at_tables_speed(net, what=f"measuring {name}, {scale:g} of its width")
+            tried[scale] = known[scale]
             return tried[scale]
 
         scale = widest(scales, ms_of, at_most_ms=(1 - run.experiment.search.margin) * budget_ms)
@@ -112,7 +115,8 @@ class Externals:
 def widest(scales: Sequence[float], ms_of: Callable[[float], float], *, at_most_ms: float) -> float | None:
     """The largest of the ascending scales that takes at most so long, by doubling from the smallest and bisection.
 
-    Few are asked for, and none that is much more than twice the answer. None if even the smallest takes longer.
+    Few are asked for, and none that is much more than twice the answer: a wider net is taken to be a slower one. None
+    if even the smallest takes longer.
     """
     if ms_of(scales[0]) > at_most_ms:
         return None
