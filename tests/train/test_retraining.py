@@ -18,7 +18,7 @@ from train.data import ImageData
 from train.distillation import DistillationConfig
 from train.evaluation import accuracy
 from train.loop import checkpoint_path, metrics_path
-from train.recipe import RecipeConfig
+from train.recipe import RecipeConfig, computes_bf16
 from train.retraining import RetrainConfig, Retraining, initial_model, retrain, weights_path
 from train.splits import batches
 
@@ -136,7 +136,7 @@ RECIPE_CHANGES: dict[str, Any] = {
     "gradient_clip_norm": 0.01,
     "ema_decay": 0.5,
     "drop_path_rate": 0.0,
-    "precision": "bf16",
+    "precision": "fp32" if computes_bf16(CPU) else "bf16",  # what `auto` is not on this CPU
 }
 
 
