@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from supernet.activations import StarReLU, activation_module
 from supernet.block_types import (
@@ -31,7 +31,7 @@ from supernet.block_types import (
     register_block_type,
 )
 from supernet.efficientformer_v2 import DepthwiseMlp, TalkingAttention
-from supernet.layers import DropPath, LayerScale
+from supernet.layers import DropPath, LayerScale, NoScale
 from supernet.mixers import ConvMixer, OffsetAttention, PoolMixer, SeparableConvMixer, mixer_module
 from supernet.norms import NormModule
 
@@ -261,8 +261,9 @@ class LinearMlp(nn.Module):
         same, and spares passes over the hidden tensor, the largest of the block. (`act` and `fc2` are then not called.)
         """
         hidden = self.fc1(x_BCHW.permute(0, 2, 3, 1))
-        if self.training and isinstance(self.act, StarReLU):
-            return F.linear(F.relu(hidden).square(), *self.act.folded_into(self.fc2)).permute(0, 3, 1, 2)
+        if self.training and not is_scripting():  # noqa: SIM102  # TorchScript compiles all of a condition
+            if isinstance(self.act, StarReLU):
+                return F.linear(F.relu(hidden).square(), *self.act.folded_into(self.fc2)).permute(0, 3, 1, 2)
         return self.fc2(self.act(hidden)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
@@ -273,8 +274,8 @@ class MetaFormerBlockModule(nn.Module):
     def __init__(self, block: MetaFormerBlock, *, width_channels: int, grid: tuple[int, int], drop_path: float) -> None:
         super().__init__()
 
-        def scale(initial: float | None) -> nn.Module:
-            return nn.Identity() if initial is None else LayerScale(width_channels, initial, channels_first=True)
+        def scale(initial: float | None) -> LayerScale | NoScale:
+            return NoScale() if initial is None else LayerScale(width_channels, initial, channels_first=True)
 
         self.norm1 = NormModule(block.norm, width_channels=width_channels)
         self.token_mixer = mixer_module(block.mixer, width_channels=width_channels, grid=grid)
@@ -291,12 +292,5 @@ class MetaFormerBlockModule(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
-        x_BCHW = _joined(x_BCHW, self.rs1, self.drop_path(self.ls1(self.token_mixer(self.norm1(x_BCHW)))))
-        return _joined(x_BCHW, self.rs2, self.drop_path(self.ls2(self.mlp(self.norm2(x_BCHW)))))
-
-
-def _joined(x_BCHW: Tensor, scale: nn.Module, branch_BCHW: Tensor) -> Tensor:
-    """scale * x + branch, in one pass."""
-    if isinstance(scale, LayerScale):
-        return torch.addcmul(branch_BCHW, x_BCHW, scale.gamma.view(-1, 1, 1))
-    return x_BCHW + branch_BCHW
+        x_BCHW = self.rs1.plus(x_BCHW, self.drop_path(self.ls1(self.token_mixer(self.norm1(x_BCHW)))))
+        return self.rs2.plus(x_BCHW, self.drop_path(self.ls2(self.mlp(self.norm2(x_BCHW)))))

@@ -65,8 +65,6 @@ class _LocalValueAttention(nn.Module):
     every call, never cached.
     """
 
-    bias_index: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -81,7 +79,7 @@ class _LocalValueAttention(nn.Module):
         super().__init__()
         self.heads, self.scale = heads, key_channels**-0.5
         self.key_channels, self.value_channels = key_channels, value_channels
-        self.grid, self.query_grid = grid, strided(grid, query_stride)
+        self.grid, self.query_grid, self.query_stride = grid, strided(grid, query_stride), query_stride
         values = heads * value_channels
         self.k = ConvNorm(in_channels, heads * key_channels)
         self.v = ConvNorm(in_channels, values)
@@ -89,7 +87,11 @@ class _LocalValueAttention(nn.Module):
         self.act = nn.GELU()
         self.proj = ConvNorm(values, out_channels)
         self.attention_biases = nn.Parameter(torch.zeros(heads, grid[0] * grid[1]))
-        self.register_buffer("bias_index", offset_index(grid, query_stride=query_stride), persistent=False)
+        self.bias_index = nn.Buffer(offset_index(grid, query_stride=query_stride), persistent=False)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill what no state dict holds, after `to_empty`; the name is timm's."""
+        self.bias_index.copy_(offset_index(self.grid, query_stride=self.query_stride))
 
     def scores(self, q_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
         """B,G,Nq,Nk: scaled products of queries and keys, and the bias of their offset."""
@@ -105,7 +107,8 @@ class _LocalValueAttention(nn.Module):
 
     def by_head(self, x_BCHW: Tensor) -> Tensor:
         """B,GK,H,W to B,G,K,N."""
-        return x_BCHW.flatten(2).unflatten(1, (self.heads, -1))  # type: ignore[no-untyped-call,no-any-return]
+        x_BGKN: Tensor = x_BCHW.flatten(2).unflatten(1, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return x_BGKN
 
 
 class TalkingAttention(_LocalValueAttention):

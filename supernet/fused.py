@@ -274,7 +274,7 @@ def _fold_affine(head: HeadModule, linear: nn.Linear) -> None:
         assert norm.running_var is not None
         factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias - norm.running_mean * factor
-        head.norm = nn.Identity()
+        head.norm, head.norm_of_maps = nn.Identity(), False
     elif isinstance(norm, nn.LayerNorm):
         factor, shift = norm.weight, norm.bias
         head.norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)

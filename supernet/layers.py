@@ -33,4 +33,20 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B,C,H,W with `channels_first`, else B,N,C."""
-        return x * (self.gamma.view(-1, 1, 1) if self.channels_first else self.gamma)
+        return x * self.factor()
+
+    def plus(self, x: Tensor, branch: Tensor) -> Tensor:
+        """gamma * x + branch, in one pass."""
+        return torch.addcmul(branch, x, self.factor())
+
+    def factor(self) -> Tensor:
+        """The factors in a shape that broadcasts: C,1,1 with `channels_first`, else C."""
+        return self.gamma.view(-1, 1, 1) if self.channels_first else self.gamma
+
+
+class NoScale(nn.Identity):
+    """The place of a `LayerScale` where there is none."""
+
+    def plus(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x + branch."""
+        return x + branch

@@ -21,7 +21,7 @@ from supernet.stem import HeadModule, build_downsampling, build_stem
 
 
 class MetaFormerStage(nn.Module):
-    """An optional downsampling and the stage's blocks; skipped positions keep their number, and cost nothing.
+    """An optional downsampling and the stage's blocks; skipped positions keep their number, and compute nothing.
 
     The map is flattened once, before the first token block, and folded back once, before the next map block.
     """
@@ -33,7 +33,10 @@ class MetaFormerStage(nn.Module):
         self.to_head = to_head
         self.downsampling = downsampling
         self.blocks = nn.ModuleList(blocks)
-        self.layouts = tuple(layouts)
+        found = ["map"]
+        for block, wanted in zip(blocks, layouts, strict=True):
+            found.append(found[-1] if isinstance(block, nn.Identity) else wanted)
+        self.layouts = found[1:]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """A map B,C,H,W to a map of the stage's width and grid, or to tokens B,N,C before a head."""
@@ -41,9 +44,8 @@ class MetaFormerStage(nn.Module):
             x_BCHW = self.downsampling(x_BCHW)
         x, grid = x_BCHW, x_BCHW.shape[2:]
         layout = "map"
-        for block, wanted in zip(self.blocks, self.layouts, strict=True):
-            if isinstance(block, nn.Identity):
-                continue
+        for position, block in enumerate(self.blocks):
+            wanted = self.layouts[position]
             if wanted != layout:
                 x = to_tokens(x) if wanted == "tokens" else to_map(x, grid[0], grid[1])
                 layout = wanted

@@ -93,8 +93,6 @@ class OffsetAttention(nn.Module):
     |dy| * W + |dx|, so it is sized by the grid; it is gathered on every call, never cached.
     """
 
-    bias_index: Tensor
-
     def __init__(
         self, width_channels: int, *, heads: int, key_channels: int, value_channels: int, grid: tuple[int, int]
     ) -> None:
@@ -107,7 +105,11 @@ class OffsetAttention(nn.Module):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
         self.attention_biases = nn.Parameter(torch.zeros(heads, grid[0] * grid[1]))
-        self.register_buffer("bias_index", offset_index(grid), persistent=False)
+        self.bias_index = nn.Buffer(offset_index(grid), persistent=False)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill what no state dict holds, after `to_empty`; the name is timm's."""
+        self.bias_index.copy_(offset_index(self.grid))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """B,N,C to B,N,C."""
@@ -152,7 +154,8 @@ class AttentionMixer(nn.Module):
         """B,C,H,W to B,C,H,W."""
         height, width = x_BCHW.shape[2:]
         x_BNC = self.attend(x_BCHW.flatten(2).transpose(1, 2))
-        return x_BNC.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-untyped-call,no-any-return]
+        mixed_BCHW: Tensor = x_BNC.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-untyped-call]
+        return mixed_BCHW
 
     def attend(self, x_BNC: Tensor) -> Tensor:
         """B,N,C to B,N,C."""
@@ -165,17 +168,16 @@ class AttentionMixer(nn.Module):
 class RandomMixer(nn.Module):
     """A fixed random matrix over the positions, drawn once and kept in the state dict (RandFormer)."""
 
-    random_matrix: Tensor
-
     def __init__(self, *, positions: int) -> None:
         super().__init__()
-        self.register_buffer("random_matrix", torch.rand(positions, positions).softmax(dim=-1))
+        self.random_matrix = nn.Buffer(torch.rand(positions, positions).softmax(dim=-1))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C,H,W."""
         height, width = x_BCHW.shape[2:]
         mixed_BCN = x_BCHW.flatten(2) @ self.random_matrix.t()
-        return mixed_BCN.unflatten(2, (height, width))  # type: ignore[no-untyped-call,no-any-return]
+        mixed_BCHW: Tensor = mixed_BCN.unflatten(2, (height, width))  # type: ignore[no-untyped-call]
+        return mixed_BCHW
 
 
 def mixer_module(mixer: TokenMixer, *, width_channels: int, grid: tuple[int, int]) -> nn.Module:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 
 from supernet.block_types import Norm
 
@@ -31,8 +32,12 @@ class NormModule(nn.Module):
 
     def of_map(self, x_BCHW: Tensor) -> Tensor:
         """The norm over the whole map, exported as a layer norm: a group norm becomes one of reshaped maps."""
-        if not torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            return torch.group_norm(x_BCHW, 1, self.weight, self.bias, self.eps)
+        if not is_scripting():  # noqa: SIM102  # TorchScript compiles all of a condition
+            if torch.onnx.is_in_onnx_export() and not is_tracing():  # type: ignore[no-untyped-call]
+                return self._as_layer_norm(x_BCHW)
+        return torch.group_norm(x_BCHW, 1, self.weight, self.bias, self.eps)
+
+    def _as_layer_norm(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = F.layer_norm(x_BCHW, x_BCHW.shape[1:], eps=self.eps)
         if self.weight is not None:
             x_BCHW = x_BCHW * self.weight[:, None, None]

@@ -150,7 +150,7 @@ class HeadModule(nn.Module):
 
     def pooled(self, x_BNC: Tensor) -> Tensor:
         """B,N,C to what the classifiers see, B,C."""
-        if self.norm_of_maps and not isinstance(self.norm, nn.Identity):
+        if self.norm_of_maps:
             x_BNC = self.norm(x_BNC.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
         elif not self.norm_after_pooling:
             x_BNC = self.norm(x_BNC)
@@ -164,7 +164,9 @@ class HeadModule(nn.Module):
         if self.fc_distillation is None:
             return logits
         distilled: Tensor = self.fc_distillation(x_BC)
-        return (logits, distilled) if self.training else (logits + distilled) / 2
+        if self.training:
+            return logits, distilled
+        return (logits + distilled) / 2
 
     def forward(self, x_BNC: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens B,N,C to logits B,classes."""

@@ -6,12 +6,12 @@ takes `architecture=` (an `Architecture` or the path of its file). Weights of ti
 """
 
 # B batch, C channels, H W pixels
-
-from __future__ import annotations
+# Annotations are not postponed here: torch.fx writes them into the code that it makes.
 
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.utils.checkpoint import checkpoint
 
 from supernet.architecture import Architecture, DualDownsampling, PatchStem
@@ -37,8 +38,8 @@ class SlimMetaFormer(MetaFormer):
     """`MetaFormer` with the attributes and methods that timm's scripts use.
 
     Its features are maps B,C,H,W, also after 3D blocks. With a distillation head it returns the average of both
-    logits while training too, until `set_distilled_training(True)`. Tracing, torch.fx, torch.export and torch.compile
-    work; TorchScript's scripting does not.
+    logits while training too, until `set_distilled_training(True)`. Tracing, scripting, torch.fx, torch.export and
+    torch.compile work.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class SlimMetaFormer(MetaFormer):
         img_size: int | tuple[int, int] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(architecture, Architecture):
             architecture = Architecture.load(architecture)
@@ -58,10 +61,10 @@ class SlimMetaFormer(MetaFormer):
         in_chans = architecture.in_channels if in_chans is None else in_chans
         num_classes = architecture.head.num_classes if num_classes is None else num_classes
         global_pool = POOLING[architecture.head.pooling] if global_pool is None else global_pool
-        super().__init__(
-            architecture.model_copy(update={"in_channels": in_chans, "resolution_px": tuple(size)}),
-            drop_path_rate=drop_path_rate,
-        )
+        architecture = architecture.model_copy(update={"in_channels": in_chans, "resolution_px": tuple(size)})
+        with nullcontext() if device is None else torch.device(device):
+            super().__init__(architecture, drop_path_rate=drop_path_rate)
+        self.to(dtype=dtype)
         last = self.stages[-1]
         assert isinstance(last, MetaFormerStage)
         last.to_head = False
@@ -133,30 +136,31 @@ class SlimMetaFormer(MetaFormer):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The maps behind the stages of these indices (the last n with an int, all with None), and the last map."""
         if output_fmt != "NCHW" or norm:
-            raise ValueError(f"only maps without a norm: output_fmt='NCHW', norm=False (got {output_fmt!r}, {norm})")
+            raise ValueError(f"only maps without a norm: output_fmt='NCHW', norm=False (got '{output_fmt}', {norm})")
         taken, last = feature_take_indices(len(self.stages), indices)
-        x, found = self.stem(x), []
+        x = self.stem(x)
+        found: list[Tensor] = []
         for number, stage in enumerate(self.stages):
-            if stop_early and number > last:
-                break
-            x = self._through(stage, x)
+            if number <= last or not stop_early:
+                x = stage(x) if is_scripting() else self._through(stage, x)
             if number in taken:
                 found.append(x)
-        return found if intermediates_only else (x, found)
+        if intermediates_only:
+            return found
+        return x, found
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last of these indices, and the head; return the indices from 0."""
+        """Drop the stages behind the last of these indices, and the head with its norm; return the indices from 0."""
         taken, last = feature_take_indices(len(self.stages), indices)
         cut = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
         if cut:
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_head or cut:
-            self.num_classes, self.global_pool = 0, ""
-            self.head.fc, self.head.fc_distillation = nn.Identity(), None
-        if prune_norm or cut:
+            self.reset_classifier(0, "", reset_other=True)
+        elif prune_norm:
             self.head.norm = nn.Identity()
         return list(taken)
 
@@ -164,7 +168,7 @@ class SlimMetaFormer(MetaFormer):
         """Images to the last stage's map B,C,H,W."""
         x = self.stem(x)
         for stage in self.stages:
-            x = self._through(stage, x)
+            x = stage(x) if is_scripting() else self._through(stage, x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -175,7 +179,9 @@ class SlimMetaFormer(MetaFormer):
         if pre_logits:
             return x_BC
         logits = self.head.classified(x_BC)
-        if isinstance(logits, tuple) and not self.distilled_training:
+        if isinstance(logits, tuple):
+            if self.distilled_training:
+                return logits
             return (logits[0] + logits[1]) / 2
         return logits
 

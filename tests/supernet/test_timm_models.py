@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from timm.layers import get_spatial_dim
+from timm.models._manipulate import reinit_non_persistent_buffers
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from supernet.convert import load_weights
 SMALLEST = ("efficientformer_l1", "efficientformerv2_s0", "poolformer_s12", "randformer_s12", "caformer_s18")
 NAMES = [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.long, id=name) for name in list_models()]
 SIZE = 64
+# torch deprecates scripting in favour of torch.compile and torch.export; timm's contract still has it
+SCRIPTING = pytest.mark.filterwarnings(*(f"ignore:.torch.jit:{kind}Warning" for kind in ("Future", "Deprecation")))
 
 
 def images(channels: int = 3) -> Tensor:
@@ -154,3 +158,68 @@ def test_parameters_fall_into_groups_of_depth() -> None:
 def test_pretrained_weights_are_refused_with_the_way_to_load_them() -> None:
     with pytest.raises(RuntimeError, match="load_weights"):
         timm.create_model("slim_caformer_s18", pretrained=True)
+
+
+@SCRIPTING
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scripted_model_computes_the_same_also_while_training_and_from_a_file(name: str, drawn: Any) -> None:
+    model = drawn(built(name, num_classes=7, scriptable=True))
+    scripted = torch.jit.script(model)
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(buffer)(images()), model(images()))
+        torch.testing.assert_close(scripted.train()(images()), model.train()(images()), rtol=1e-3, atol=1e-4)
+
+
+@SCRIPTING
+@pytest.mark.parametrize("name", ["efficientformer_l1", "caformer_s18"])
+def test_a_scripted_feature_extractor_gives_the_same_maps(name: str) -> None:
+    extractor = timm.create_model(f"slim_{name}", img_size=SIZE, features_only=True, out_indices=(0, 2)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(extractor)(images()), extractor(images()))
+
+
+@pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")  # about torch.fx.GraphModule itself
+@SCRIPTING
+@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0", "caformer_s18", "randformer_s12"])
+def test_a_symbolically_traced_model_can_be_scripted(name: str) -> None:
+    model = built(name)
+    graph = torch.fx.Tracer(param_shapes_constant=True).trace(model)
+    scripted = torch.jit.script(torch.fx.GraphModule(model, graph))
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(images()), model(images()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_made_on_the_device_and_in_the_precision_that_are_wanted(name: str) -> None:
+    model = built(name, device="meta", dtype=torch.bfloat16)
+    assert all(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers()))
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    model.requires_grad_(False).reset_classifier(0)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.reset_classifier(3)
+    assert model(torch.empty(1, 3, SIZE, SIZE, device="meta", dtype=torch.bfloat16)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0"])
+def test_a_model_made_without_memory_is_filled_from_a_state_dict_and_timms_call_for_the_rest(
+    name: str, drawn: Any
+) -> None:
+    model, empty = drawn(built(name)), built(name, device="meta").to_empty(device="cpu")
+    for buffer in empty.buffers():
+        buffer.zero_()  # an index of garbage could end the process
+    empty.load_state_dict(model.state_dict())
+    reinit_non_persistent_buffers(empty)
+    with torch.no_grad():
+        assert torch.equal(empty(images()), model(images()))
+
+
+@pytest.mark.parametrize("prune_norm", [True, False])
+@pytest.mark.parametrize("name", ["efficientformer_l1", "caformer_s18"])
+def test_a_pruned_model_holds_no_parameter_that_its_features_do_not_use(name: str, prune_norm: bool) -> None:
+    model = built(name).train()
+    assert model.prune_intermediate_layers([0, 3], prune_norm=prune_norm) == [0, 3]
+    model(images()).mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
