@@ -191,7 +191,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.against_timm", description=_SUMMARY)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--rounds", type=int, default=100, help="inferences of each kind (default: 100)")
-    parser.add_argument("--training-rounds", type=int, default=10, help="training steps of each side (default: 10)")
+    parser.add_argument("--training-rounds", type=int, default=40, help="training steps of each side (default: 40)")
     parser.add_argument("--batch-size", type=int, default=32, help="images in a training step (default: 32)")
     parser.add_argument("--out", type=Path, help="default: experiments/records/, named after the condition")
     return parser.parse_args(words)
