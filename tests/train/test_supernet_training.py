@@ -19,7 +19,7 @@ from train.checkpoint import load_weights
 from train.data import ImageData
 from train.loop import checkpoint_path, metrics_path
 from train.randomness import generator_for
-from train.recipe import OptimizationConfig
+from train.recipe import OptimizationConfig, computes_bf16
 from train.splits import Batch, evaluation_batches
 from train.supernet_training import (
     AlphaConfig,
@@ -243,7 +243,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weight_decay": {"weight_decay": 0.5},
     "label_smoothing": {"label_smoothing": 0.0},
     "gradient_clip_norm": {"gradient_clip_norm": 0.01},
-    "precision": {"precision": "bf16"},
+    "precision": {"precision": "fp32" if computes_bf16(CPU) else "bf16"},  # what `auto` is not on this CPU
     "augment": {"augment": AugmentConfig(mixup_alpha=1.0, mix_probability=1.0)},
     "mixing": {"mixing": "soft"},
     "noise": {"noise": "uniform"},
