@@ -89,10 +89,17 @@ class _Sizes:
 
     def __init__(self, attention: TalkingAttention | DownsamplingAttention) -> None:
         heads, positions = attention.heads, math.prod(attention.grid)
+        self.grid = attention.grid
         self.queries = (-1, heads, attention.key_channels, math.prod(attention.query_grid))
         self.keys = (-1, heads, attention.key_channels, positions)
         self.values = (-1, heads, attention.value_channels, positions)
         self.mixed = (-1, heads * attention.value_channels, *attention.query_grid)
+
+    def check(self, x_BCHW: Tensor) -> None:
+        """Raise `ValueError` for a map of another grid: a part of it would count as more images."""
+        plain = type(x_BCHW) is Tensor and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if plain and not torch.compiler.is_compiling() and tuple(x_BCHW.shape[2:]) != self.grid:
+            raise ValueError(f"the attention is made for maps of {self.grid} (got {tuple(x_BCHW.shape[2:])})")
 
 
 class GatheredTalkingAttention(nn.Module):
@@ -117,6 +124,7 @@ class GatheredTalkingAttention(nn.Module):
         """B,C,H,W to B,C,H,W."""
         x = self.stride_conv(x_BCHW)
         sizes = self.sizes
+        sizes.check(x)
         products_BGNN = self.q(x).reshape(sizes.queries).transpose(2, 3) @ self.k(x).reshape(sizes.keys)
         scores_BGNN = F.conv2d(products_BGNN, self.mixed_before[:, :, None, None]) + self.bias_GNN
         weights_BGNN = self.talking_head2(scores_BGNN.softmax(dim=-1))
@@ -146,6 +154,7 @@ class GatheredDownsamplingAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B,C,H,W to B,C',H/s,W/s (rounded up)."""
         v, sizes = self.v(x_BCHW), self.sizes
+        sizes.check(x_BCHW)
         q, k = self.q(x_BCHW).reshape(sizes.queries), self.k(x_BCHW).reshape(sizes.keys)
         weights_BGNN = (q.transpose(2, 3) @ k + self.bias_GNN).softmax(dim=-1)
         mixed_BGVN = v.reshape(sizes.values) @ weights_BGNN.transpose(2, 3)

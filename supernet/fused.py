@@ -114,7 +114,8 @@ _folded.register(
 
 @_folded.register
 def _(linear: nn.Linear) -> nn.Module:
-    return PackedLinear.of(linear)
+    hooked = linear._forward_hooks or linear._forward_pre_hooks
+    return linear if type(linear) is not nn.Linear or hooked else PackedLinear.of(linear)
 
 
 @_folded.register

@@ -67,6 +67,12 @@ def test_nothing_is_left_to_fold(name: str) -> None:
     assert name.startswith("poolformer_") or LayerScale not in left
 
 
+def test_attention_made_for_one_grid_refuses_images_of_another_size() -> None:
+    model = create_model("efficientformerv2_s0", resolution_px=64).fused()
+    with torch.no_grad(), pytest.raises(ValueError, match=r"made for maps of \(2, 2\) \(got \(4, 4\)\)"):
+        model(images(128))
+
+
 def test_a_head_of_maxima_and_the_blocks_of_our_own_are_folded_too(drawn: Drawn) -> None:
     blocks = (
         Conv(mlp_channels=32, layer_scale=0.5),

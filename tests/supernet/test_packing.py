@@ -9,10 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.flop_counter import FlopCounterMode
 
 from supernet import packing
+from supernet.fused import fused
 from supernet.packing import PackedLinear, Packing
 
+DEPRECATED = pytest.mark.filterwarnings(
+    "ignore:.*is deprecated:FutureWarning", "ignore:.*is deprecated:DeprecationWarning"
+)  # of torch.jit, which torch.func uses itself
 X_BNC = torch.randn(2, 9, 128, generator=torch.Generator().manual_seed(0))
 
 
@@ -25,9 +31,9 @@ def packed_calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     pack = Packing._of
 
     def counting(self: Packing, weight: Tensor, *, rows: int) -> Tensor:
-        before = self._packed
+        before = self._kept
         after = pack(self, weight, rows=rows)
-        if after is not before:
+        if self._kept is not before:
             found.append(weight)
         return after
 
@@ -76,6 +82,53 @@ def test_a_changed_weight_is_packed_again(packed_calls: list[Tensor]) -> None:
     assert len(packed_calls) == 5
 
 
+def test_another_view_of_the_same_memory_is_packed_again(packed_calls: list[Tensor]) -> None:
+    torch.manual_seed(2)
+    linear = PackedLinear.of(nn.Linear(128, 128, bias=False)).requires_grad_(False)
+    linear(X_BNC)
+    linear.weight = nn.Parameter(linear.weight.detach().t(), requires_grad=False)
+    torch.testing.assert_close(linear(X_BNC), expected(linear), rtol=1e-5, atol=1e-5)
+    assert len(packed_calls) == 2
+
+
+def test_a_converted_layer_lets_go_of_the_packed_copy(packed_calls: list[Tensor]) -> None:
+    linear = layer()
+    linear(X_BNC)
+    linear.double()(X_BNC.double())
+    assert packed_calls
+    assert linear.packing._kept is None
+
+
+def test_the_biases_alone_may_have_gradients() -> None:
+    linear = layer()
+    assert linear.bias is not None
+    linear.bias.requires_grad_()
+    linear(X_BNC).sum().backward()
+    assert linear.bias.grad is not None
+
+
+@DEPRECATED
+def test_transforms_and_counters_see_an_ordinary_product(packed_calls: list[Tensor]) -> None:
+    linear, tangent = layer(), torch.ones_like(X_BNC)
+    _, found = torch.func.jvp(linear, (X_BNC,), (tangent,))
+    torch.testing.assert_close(found, tangent @ linear.weight.t(), rtol=1e-5, atol=1e-5)
+    with FlopCounterMode(display=False) as counter:
+        linear(X_BNC)
+    assert counter.get_total_flops() == 2 * X_BNC.numel() * 256
+    assert not packed_calls
+
+
+def test_the_deploy_form_keeps_a_layer_that_computes_more_than_a_product() -> None:
+    torch.manual_seed(3)
+    hooked, normed = nn.Linear(128, 128), weight_norm(nn.Linear(128, 128))
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    model = nn.Sequential(hooked, normed, nn.Linear(128, 128)).eval()
+    deployed = fused(model)
+    assert [type(layer) is PackedLinear for layer in deployed] == [False, False, True]
+    with torch.no_grad():
+        torch.testing.assert_close(deployed(X_BNC), model(X_BNC), rtol=1e-5, atol=1e-5)
+
+
 def test_a_weight_packed_in_inference_mode_serves_outside_of_it_too() -> None:
     linear = layer()
     with torch.inference_mode():
@@ -90,7 +143,7 @@ def test_copies_and_files_hold_no_packed_weight(packed_calls: list[Tensor]) -> N
     torch.save(linear, file)
     file.seek(0)
     for again in (copied, torch.load(file, weights_only=False)):
-        assert again.packing._packed is None
+        assert again.packing._kept is None
         torch.testing.assert_close(again(X_BNC), expected(linear), rtol=1e-5, atol=1e-5)
 
 
@@ -107,7 +160,7 @@ def test_gradients_other_formats_and_single_rows_take_the_ordinary_product(packe
     assert not packed_calls
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning", "ignore:.*is deprecated:DeprecationWarning")
+@DEPRECATED
 def test_traced_and_exported_forms_know_nothing_of_it() -> None:
     linear = layer()
     forms = (
