@@ -46,7 +46,8 @@ class CompareStudy:
         self.run = self._asking(run, seed=config.search_seeds[0])
         searched = self.run.experiment.search.model_copy(update={"methods": ()})
         came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
-        settings = [plain(searched), self.run.experiment.evaluate.batch_size]
+        evaluate = self.run.experiment.evaluate
+        settings = [plain(searched), evaluate.batch_size, evaluate.latency_rounds]
         self.key = digest_of([came_from, folder.supernet, folder.images, settings])[:16]
         self.external = Externals(config.external, self.run, folder.path / "external" / self.key)
 

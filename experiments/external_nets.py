@@ -42,7 +42,7 @@ ExternalName = Literal[
 class ExternalNet(Record):
     """One of timm's models: `scale` times the published width, for images of this shape.
 
-    `stem_stride` is how much its stem shrinks an image: 1, 2 or 4.
+    `stem_stride` is how much its stem shrinks an image: 1, 2 or 4. Another version of timm's is another net.
     """
 
     schema_version: Literal[1] = 1
@@ -52,6 +52,7 @@ class ExternalNet(Record):
     resolution_px: tuple[int, int]
     num_classes: int
     stem_stride: Literal[1, 2, 4]
+    timm_version: str = timm.__version__
 
     @property
     def digest(self) -> str:

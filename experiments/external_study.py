@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import timm
+
 from experiments.compare_record import (
     EXTERNAL_METHOD,
     FoundExternal,
@@ -24,13 +26,18 @@ from supernet.schema import load, save
 
 
 class Externals:
-    """The external nets of a comparison: one search of the width for each name and budget, kept in `working`."""
+    """The external nets of a comparison: one search of the width for each name and budget, kept in `working`.
+
+    Raises `UserError` where the run's table is of another device.
+    """
 
     def __init__(self, names: Sequence[ExternalName], run: Run, working: Path) -> None:
         self.names, self.run, self.working = names, run, working
+        if names and run.elsewhere:
+            raise UserError("compare.external: timm's models are measured here, but the table is of another device")
 
     def _path(self, name: ExternalName, budget_ms: float) -> Path:
-        return self.working / f"{name}-{budget_ms:g}ms.json"
+        return self.working / f"{name}-timm-{timm.__version__}-{budget_ms:g}ms.json"
 
     def found(self, name: ExternalName, budget_ms: float) -> FoundExternal | None:
         """What was found for a budget, if it was looked for."""
@@ -49,9 +56,7 @@ class Externals:
         return sum(self.found(name, budget_ms) is None for name in self.names for budget_ms in self.run.budgets_ms)
 
     def search(self) -> None:
-        """Find the widths that are missing. Raises `UserError` where the table is of another device."""
-        if self.names and self.run.elsewhere:
-            raise UserError("compare.external: timm's models are measured here, but the table is of another device")
+        """Find the widths that are missing."""
         for name in self.names:
             for budget_ms in self.run.budgets_ms:
                 if self.found(name, budget_ms) is not None:

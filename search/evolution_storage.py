@@ -67,9 +67,9 @@ def opened(storage: str | BaseStorage | None) -> Iterator[BaseStorage | None]:
         database.engine.dispose()
 
 
-def _of_database(error: BaseException | None) -> DBAPIError | None:
+def _of_database(error: BaseException | None) -> SQLAlchemyError | None:
     """The database's error behind another one: Optuna 5.0 ends in an UnboundLocalError where it cannot tell a trial."""
-    while error is not None and not isinstance(error, DBAPIError):
+    while error is not None and not isinstance(error, SQLAlchemyError):
         error = error.__cause__ or error.__context__
     return error
 
