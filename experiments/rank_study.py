@@ -41,8 +41,9 @@ class ScorerRanking(Record):
     Accuracies are means over the study's seeds. Kendall's tau is tau-b; intervals are 95 %, by a bootstrap over nets.
     `precision_at_5` is the share of its best five among the most accurate five, `regret` by how many points its best
     is less accurate than the most accurate net. The tercile figures are means over three groups of similar latency,
-    with as many nets in each: what a search at a given latency needs, where size alone says little. No score can be
-    expected above `seed_ceiling_tau`, the tau between two trainings of the same nets with different seeds.
+    with as many nets in each: what a search at a given latency needs, where size alone says little.
+    `seed_ceiling_tau` is the tau between two trainings of the same nets with different seeds; a perfect score, without
+    a training's noise of its own, would be somewhat above it.
     """
 
     scorer: str

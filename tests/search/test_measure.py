@@ -33,6 +33,12 @@ class FakeClock:
         return run
 
 
+@pytest.fixture(autouse=True)
+def nothing_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else runs on the machine must not decide how often a fake net is called."""
+    monkeypatch.setattr(measure_module, "_interruptions", lambda: 0)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
