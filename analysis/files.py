@@ -151,20 +151,34 @@ class LatencyPair(FileRecord):
     measured_ms: Milliseconds
     measured_p10_ms: Milliseconds | None = None
     measured_p90_ms: Milliseconds | None = None
+    parameters: int = 0
     kinds_ms: dict[str, float] = {}
 
 
+class Crowding(FileRecord):
+    """What weights cost that find no room in a cache: ms a million parameters above so many million."""
+
+    above_millions: float
+    ms_per_million: float
+
+
 class Correction(FileRecord):
-    """What takes a prediction to a better one: constant_ms + scale * the sum of scales[kind] * ms of that kind."""
+    """What takes a prediction to a better one: constant_ms + scale * (scales[kind] * ms, summed up) + crowding."""
 
     constant_ms: float
     scale: float
     scales: dict[str, float] = {}
+    crowding: Crowding | None = None
 
     def of(self, pair: LatencyPair) -> float:
         """The corrected prediction of a net, in ms."""
         known = pair.kinds_ms or {"": pair.predicted_ms}  # records from before there were kinds
-        return self.constant_ms + self.scale * sum(self.scales.get(kind, 1.0) * ms for kind, ms in known.items())
+        crowded_ms = 0.0
+        if self.crowding is not None:
+            above_millions = max(0.0, pair.parameters / 1e6 - self.crowding.above_millions)
+            crowded_ms = self.crowding.ms_per_million * above_millions
+        scaled_ms = self.scale * sum(self.scales.get(kind, 1.0) * ms for kind, ms in known.items())
+        return self.constant_ms + scaled_ms + crowded_ms
 
 
 class HeldOut(FileRecord):

@@ -12,9 +12,11 @@ import torch
 from experiments.artifacts import Environment
 from experiments.console import Screen, counted
 from experiments.run import Run
+from search.correction import fit_correction
 from search.isolated import isolated_ms
-from search.latency_audit import LatencyErrors, LatencyPair, errors, fit_correction, pair_of
-from search.latency_table import LatencyTable, keys
+from search.latency_audit import LatencyErrors, LatencyPair, errors, pair_of
+from search.latency_table import LatencyTable
+from search.parts import keys
 from supernet import Architecture, SearchSpace, cost
 from supernet.schema import save
 from train.randomness import generator_for
@@ -129,7 +131,7 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
 
 
 def _valued(pair: LatencyPair, value: float) -> LatencyPair:
-    return pair.model_copy(update={"predicted_ms": value, "kinds_ms": {"": value}})
+    return pair.model_copy(update={"predicted_ms": value, "kinds_ms": {"": value}, "parameters": 0})
 
 
 def predictor_errors(pairs: Sequence[LatencyPair]) -> PredictorErrors:

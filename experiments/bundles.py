@@ -69,6 +69,7 @@ def read_table_bundle(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing
             warmup=plan.protocol.warmup,
             copies=config.copies,
             settle=plan.protocol.settle,
+            settle_ms=plan.protocol.settle_ms,
             nets=len(nets),
             seed=plan.seed,
         ),

@@ -15,7 +15,7 @@ from experiments.scoring import Scorer, search_scorer
 from search.baselines import random_architecture, uniform_scaling
 from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
-from search.exact import Limit
+from search.exact import latency_limit
 from search.importance import Importance
 from search.refining import refined
 from search.slimming import check_reachable, slim
@@ -99,8 +99,8 @@ class Solver:
         """The best-scored architecture within the latency that the integer program leads to."""
         table, space = self.run.table, self.run.runnable_space
         check_reachable(space, table=table, budget_ms=asked_ms)
-        limit = Limit("ms", of=table.part_ms, at_most=asked_ms, constant=table.correction.constant_ms)
-        return refined(space, self.contributions, score=self.scorer, limits=[limit], scored=self.scored)
+        limits = [latency_limit(table, asked_ms)]
+        return refined(space, self.contributions, score=self.scorer, limits=limits, scored=self.scored)
 
     @cached_property
     def evolved(self) -> list[Scored]:

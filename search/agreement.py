@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from search.latency_table import LatencyKey, LatencyTable
+from search.latency_table import LatencyTable
+from search.parts import LatencyKey
 from supernet.architecture import Architecture
 from supernet.schema import Record, UserError
 

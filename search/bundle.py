@@ -18,7 +18,7 @@ from torch import nn
 
 import search.bundle_script
 from search.latency_table import RuntimeName
-from search.measure import RETAKES, SAMPLE_MS, SETTLE_CALLS, VISIT_MS, Machine, Progress, Timing, timings_of
+from search.measure import RETAKES, SAMPLE_MS, SETTLE_CALLS, SETTLE_MS, VISIT_MS, Machine, Progress, Timing, timings_of
 from search.model_files import (
     ModelFile,
     file_suffix,
@@ -63,6 +63,7 @@ class BundleProtocol(Record):
     warmup: Positive
     min_runs: Positive
     settle: int = SETTLE_CALLS
+    settle_ms: float = 0.0  # of older plans
     retakes: int = RETAKES
     sample_ms: float = SAMPLE_MS
     visit_ms: float = VISIT_MS
@@ -156,7 +157,7 @@ def write_bundle(
             "precision": precision,
             "threads": threads,
             "batch_size": batch_size,
-            "protocol": BundleProtocol(rounds=rounds, warmup=warmup, min_runs=min_runs),
+            "protocol": BundleProtocol(rounds=rounds, warmup=warmup, min_runs=min_runs, settle_ms=SETTLE_MS),
             "seed": seed,
             "plugins": dict(plugins or {}),
             "nets": tuple(planned),

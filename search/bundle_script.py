@@ -46,6 +46,15 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 CHUNK_BYTES = 200e6  # files of nets that are held in memory and measured together, at most
 CHUNK_OF_MEMORY = 0.1  # and this share of the device's memory: a loaded net takes more than its file
+FILES_PROTOCOL = {  # for models that no plan speaks of
+    "warmup": 5,
+    "min_runs": 30,
+    "settle": 1,
+    "settle_ms": 5.0,
+    "retakes": 8,
+    "sample_ms": 0.2,
+    "visit_ms": 1.0,
+}
 CLEAN_SHARE = 0.5  # of a visit's samples: with fewer that nothing interrupted, all of them count
 
 
@@ -169,11 +178,11 @@ def sample(net: Net, calls: int, retakes: int) -> tuple[float, bool]:
     return fastest, False
 
 
-def visit(net: Net, calls: int, samples: int, protocol: dict[str, Any]) -> float:
-    """What a net takes in one round, in ms: by its uninterrupted samples, if they are enough."""
-    for _ in range(protocol["settle"]):
+def visit(net: Net, settle: int, calls: int, samples: int, retakes: int) -> float:
+    """What a net takes in one round, in ms, after untimed calls: by its uninterrupted samples, if they are enough."""
+    for _ in range(settle):
         net()
-    taken = [sample(net, calls, protocol["retakes"]) for _ in range(samples)]
+    taken = [sample(net, calls, retakes) for _ in range(samples)]
     clean = [ms for ms, is_clean in taken if is_clean]
     enough = len(clean) >= CLEAN_SHARE * len(taken)
     return statistics.median(clean if enough else [ms for ms, _ in taken])
@@ -183,14 +192,16 @@ def measure(
     nets: dict[str, Net], protocol: dict[str, Any], order: random.Random, progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Visit all nets in every round, each time in another order: for each net its calls and its samples in ms."""
-    plans: dict[str, tuple[int, int]] = {}
+    plans: dict[str, tuple[int, int, int]] = {}
     for name, net in nets.items():
         fastest = max(1e-4, min(sample(net, 1, 0)[0] for _ in range(protocol["warmup"])))
         calls = max(1, math.ceil(protocol["sample_ms"] / fastest))
         samples = math.ceil(protocol["visit_ms"] / (fastest * calls))
-        plans[name] = calls, max(samples, math.ceil(protocol["min_runs"] / (protocol["rounds"] * calls)))
+        samples = max(samples, math.ceil(protocol["min_runs"] / (protocol["rounds"] * calls)))
+        settle = max(protocol["settle"], math.ceil(protocol.get("settle_ms", 0.0) / fastest))
+        plans[name] = settle, calls, samples
     found: dict[str, Any] = {
-        name: {"calls": calls * samples, "samples_ms": []} for name, (calls, samples) in plans.items()
+        name: {"calls": calls * samples, "samples_ms": []} for name, (_, calls, samples) in plans.items()
     }
     gc.collect()
     gc.disable()
@@ -198,7 +209,7 @@ def measure(
         names = list(nets)
         order.shuffle(names)
         for name in names:
-            found[name]["samples_ms"].append(visit(nets[name], *plans[name], protocol))
+            found[name]["samples_ms"].append(visit(nets[name], *plans[name], protocol["retakes"]))
         progress(number + 1)
     gc.enable()
     return found
@@ -288,9 +299,9 @@ def measure_plan(folder: Path, chunk_bytes: float) -> None:
 
 def measure_files(files: list[str], runtime: str, threads: int, rounds: int) -> None:
     """Print the median latency of models, measured in the same rounds."""
-    protocol = {"rounds": rounds, "warmup": 5, "settle": 1, "retakes": 8, "sample_ms": 0.2, "visit_ms": 1.0}
+    protocol = {**FILES_PROTOCOL, "rounds": rounds}
     nets: dict[str, Net] = {file: BUILD[runtime](Path(file), None, threads) for file in files}
-    found = measure(nets, {**protocol, "min_runs": 30}, random.Random(0), lambda done: say(f"{done} of {rounds}"))
+    found = measure(nets, protocol, random.Random(0), lambda done: say(f"{done} of {rounds}"))
     print(file=sys.stderr)
     for file, timing in found.items():
         low, middle, high = np.percentile(timing["samples_ms"], [10, 50, 90])

@@ -3,7 +3,8 @@
 The integer program is a knapsack of multiple choice (scipy's milp, HiGHS): a stage takes one of its widths and a
 position one of its candidates; a downsampling costs by the pair of widths around it; token blocks are the last blocks
 of the net, and the way to them costs once a stage. Everything that adds up over the parts of a net can be limited, in
-any number: milliseconds on several devices, parameters, MACs.
+any number: milliseconds on several devices, parameters, MACs. So can what grows with such a sum beyond a threshold, as
+latency does with weights that no longer fit into a cache.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import coo_array
 
 from search.contributions import Contributions
-from search.latency_table import LatencyKey, key_of, keys, reshape_key
+from search.latency_table import LatencyTable
+from search.parts import LatencyKey, key_of, keys, parameters_of, reshape_key
 from supernet import Architecture, SearchSpace, UserError
 
 SLACK = 1e-12  # of a limit: what sums of the same numbers in another order may differ by
@@ -25,21 +27,45 @@ INFEASIBLE, OPTIMAL = 2, 0  # milp's status
 
 
 @dataclass(frozen=True)
+class Beyond:
+    """`each` for every unit by which the sum of `of` over the parts of a net exceeds `above`; neither is negative."""
+
+    of: Callable[[LatencyKey], float]
+    above: float
+    each: float
+
+    def used(self, architecture: Architecture) -> float:
+        """What an architecture takes."""
+        return self.each * max(0.0, sum(self.of(key) for key in keys(architecture)) - self.above)
+
+
+@dataclass(frozen=True)
 class Limit:
-    """At most `at_most` for `constant` plus the sum of `of` over the parts of a net; `name` carries the unit."""
+    """At most `at_most` for `constant`, the sum of `of` over the parts of a net, and `beyond`; `name` has the unit."""
 
     name: str
     of: Callable[[LatencyKey], float]
     at_most: float
     constant: float = 0.0
+    beyond: Beyond | None = None
 
     def used(self, architecture: Architecture) -> float:
         """What an architecture takes of it."""
-        return self.constant + sum(self.of(key) for key in keys(architecture))
+        beyond = 0.0 if self.beyond is None else self.beyond.used(architecture)
+        return self.constant + sum(self.of(key) for key in keys(architecture)) + beyond
 
     def allows(self, value: float) -> bool:
         """Whether a value is within the limit, but for rounding."""
         return value <= self.at_most + SLACK * abs(self.at_most)
+
+
+def latency_limit(table: LatencyTable, at_most_ms: float) -> Limit:
+    """At most so many ms by a table's prediction."""
+    correction, beyond = table.correction, None
+    if correction.crowding is not None:
+        crowding = correction.crowding
+        beyond = Beyond(lambda key: parameters_of(key) / 1e6, crowding.above_millions, crowding.ms_per_million)
+    return Limit("ms", of=table.part_ms, at_most=at_most_ms, constant=correction.constant_ms, beyond=beyond)
 
 
 @dataclass(frozen=True)
@@ -118,7 +144,7 @@ class _Program:
 
     Variables, all between 0 and 1: a width of a stage (integer), a candidate at a position of a stage of a width
     (integer), a pair of widths around a downsampling, the way to tokens in a stage of a width, and whether token blocks
-    have begun at a position.
+    have begun at a position. What a limit's sum exceeds its threshold by is a variable without an upper bound.
     """
 
     def __init__(self, space: SearchSpace, contributions: Contributions, limits: Sequence[Limit]) -> None:
@@ -126,7 +152,9 @@ class _Program:
             raise ValueError("the contributions are of another space")
         self.space, self.contributions, self.limits = space, contributions, limits
         self.gains: list[float] = []
-        self.costs: list[list[float]] = [[] for _ in limits]
+        beyond = [(number, limit.beyond) for number, limit in enumerate(limits) if limit.beyond is not None]
+        self.sums = [limit.of for limit in limits] + [found.of for _, found in beyond]
+        self.costs: list[list[float]] = [[] for _ in self.sums]
         self.integer: list[int] = []
         self.rows = _Rows()
         self.grids = space.largest.grids
@@ -134,13 +162,24 @@ class _Program:
         self.blocks = [self._blocks(number) for number in range(1, len(space.stages) + 1)]
         self._downsamplings()
         self._tokens()
+        self.unbounded = [
+            self._beyond(number, found, row) for row, (number, found) in enumerate(beyond, start=len(limits))
+        ]
 
     def _variable(self, gain: float = 0.0, keys_: Sequence[LatencyKey] = (), *, integer: bool = False) -> int:
         self.gains.append(gain)
         self.integer.append(int(integer))
-        for costs, limit in zip(self.costs, self.limits, strict=True):
-            costs.append(sum(limit.of(key) for key in keys_))
+        for costs, of in zip(self.costs, self.sums, strict=True):
+            costs.append(sum(of(key) for key in keys_))
         return len(self.gains) - 1
+
+    def _beyond(self, limit: int, beyond: Beyond, row: int) -> int:
+        """The variable of what a sum exceeds its threshold by, at least: a limit pays for it."""
+        terms = {variable: cost for variable, cost in enumerate(self.costs[row]) if cost}
+        over = self._variable()
+        self.costs[limit][over] = beyond.each
+        self.rows.add(terms | {over: -1.0}, -np.inf, beyond.above)
+        return over
 
     def _widths(self, number: int) -> dict[int, int]:
         """The variables of a stage's widths; the first stage's pays for the stem, the last one's for the head."""
@@ -248,8 +287,8 @@ class _Program:
         for width in self.widths[number - 1]:
             way = self._variable(0.0, [reshape_key(width, self.grids[number - 1])])
             if number == len(self.space.stages) and not self._ends_in_tokens:
-                for costs, limit in zip(self.costs, self.limits, strict=True):
-                    costs[way] += limit.of(self._head(width, "tokens")) - limit.of(self._head(width, "map"))
+                for costs, of in zip(self.costs, self.sums, strict=True):
+                    costs[way] += of(self._head(width, "tokens")) - of(self._head(width, "map"))
             of_width = [[row[width, index] for index in tokens] for row in self.blocks[number - 1]]
             for variables in of_width:  # of one position, of which at most one is chosen
                 self.rows.add(dict.fromkeys(variables, -1.0) | {way: 1.0}, 0, 1)
@@ -259,7 +298,7 @@ class _Program:
     def best(self, at_most: Sequence[float]) -> tuple[Architecture, float] | None:
         """The architecture of the largest score within these values of the limits, and the bound; None without one."""
         limited = _Rows(*(list(column) for column in vars(self.rows).values()))
-        for costs, limit, value in zip(self.costs, self.limits, at_most, strict=True):
+        for costs, limit, value in zip(self.costs, self.limits, at_most, strict=False):  # then come those of `beyond`
             left = value - limit.constant
             size = max(abs(left), 1e-12)  # in shares of the limit, because solvers miss by absolute amounts
             limited.add({i: cost / size for i, cost in enumerate(costs) if cost}, -np.inf, left / size)
@@ -277,10 +316,12 @@ class _Program:
         return self.limits[limit].used(self._architecture(result.x))
 
     def _milp(self, objective: np.ndarray, rows: _Rows) -> OptimizeResult:
+        upper = np.ones(len(self.gains))
+        upper[self.unbounded] = np.inf
         result = milp(
             objective,
             integrality=self.integer,
-            bounds=Bounds(0, 1),
+            bounds=Bounds(0, upper),
             constraints=rows.constraint(len(self.gains)),
             options={"mip_rel_gap": 0.0},
         )

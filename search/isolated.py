@@ -11,12 +11,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from search.latency_table import LatencyKey, record_of
 from search.measure import Progress, measure
+from search.parts import LatencyKey, part_module
 from search.runtimes import Runtime
-from supernet.architecture import Head
-from supernet.blocks import build_block
-from supernet.stem import HeadModule, build_downsampling, build_stem
 
 
 def isolated_ms(
@@ -41,24 +38,8 @@ def isolated_ms(
 
 def alone(key: LatencyKey) -> tuple[nn.Module, tuple[int, ...]]:
     """The module of a part, in eval mode, and the shape of its input without the batch. Not for a reshape."""
-    record, (height, width) = record_of(key), key.grid
-    shape: tuple[int, ...] = (key.in_channels, height, width)
+    height, width = key.grid
+    tokens = key.part == "head" or (key.part == "block" and key.layout == "tokens")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        match key.part:
-            case "stem":
-                module = build_stem(record, in_channels=key.in_channels)
-            case "downsampling":
-                module = build_downsampling(
-                    record, in_channels=key.in_channels, out_channels=key.out_channels, grid=key.grid
-                )
-            case "head":
-                assert isinstance(record, Head)
-                module, shape = HeadModule(record, width_channels=key.in_channels), (height * width, key.in_channels)
-            case "block":
-                module = build_block(record, width_channels=key.in_channels, grid=key.grid)
-                if key.layout == "tokens":
-                    shape = (height * width, key.in_channels)
-            case _:
-                raise ValueError(f"{key.part}: has no module of its own")
-    return module.eval(), shape
+        return part_module(key), (height * width, key.in_channels) if tokens else (key.in_channels, height, width)

@@ -1,4 +1,4 @@
-"""Latency audit: what a table predicts against what whole nets measure, and the linear correction that follows.
+"""Latency audit: what a table predicts against what whole nets measure, and the correction that follows.
 
 Additivity is reported with its error, never assumed. Beside the error stands what the same nets differ by when they
 are measured again, because no prediction can be better than that.
@@ -6,7 +6,6 @@ are measured again, because no prediction can be better than that.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,27 +13,29 @@ from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import nnls
 from scipy.stats import kendalltau
 from torch import nn
 
-from search.latency_table import Correction, LatencyTable
+from search.correction import Correction, fit_correction
+from search.latency_table import LatencyTable
 from search.measure import Net, Timing
+from search.parts import keys, parameters_of
 from search.runtimes import Runtime
 from search.timed_weights import timed_weights
 from supernet.architecture import Architecture
 from supernet.metaformer import MetaFormer
 from supernet.schema import Record, load, save
 
-LEAST_PAIRS_BY_KIND = 8  # with fewer nets a factor a kind of part would be guessed
-HOLDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # how strongly the factors are held to the common scale
-
 
 class LatencyPair(Record):
-    """One whole net: the table's prediction, whole and by kind of part, and the measurement, in ms."""
+    """One whole net: the table's prediction, whole and by kind of part, and the measurement, in ms.
+
+    Files of before it was noted down say nothing of `parameters` (0).
+    """
 
     digest: str
     architecture: Architecture
+    parameters: int = 0
     predicted_ms: float
     kinds_ms: dict[str, float]
     measured_ms: Annotated[float, Field(gt=0)]
@@ -162,76 +163,13 @@ def errors(pairs: Sequence[LatencyPair]) -> LatencyErrors:
     )
 
 
-def fit_correction(pairs: Sequence[LatencyPair]) -> Correction:
-    """The correction with the least squared relative error: a constant, and a factor for each kind of part.
-
-    First constant and common scale alone, both at least zero (scipy's nnls); then a factor a kind, held to the common
-    scale as strongly as leaving one net out after the other says is best (which may be altogether). With one pair, or
-    pairs of one predicted latency, it is a scale alone. Raises `ValueError` without pairs.
-    """
-    if not pairs:
-        raise ValueError("a correction needs at least one measured net")
-    line = _line(pairs)
-    kinds = sorted({kind for pair in pairs for kind in pair.kinds_ms})
-    if len(pairs) < LEAST_PAIRS_BY_KIND or len(kinds) < 2:
-        return line
-    left_out = {hold: _left_out_error(pairs, kinds, hold) for hold in HOLDS}
-    hold = min(HOLDS, key=left_out.__getitem__)
-    of_lines = [_relative_error(_line(_without(pairs, index)), pair) for index, pair in enumerate(pairs)]
-    if left_out[hold] >= float(np.mean(np.square(of_lines))):
-        return line
-    return _by_kind(pairs, kinds, line, hold)
-
-
-def _line(pairs: Sequence[LatencyPair]) -> Correction:
-    """Constant and common scale."""
-    predicted, measured = (
-        np.array([getattr(pair, name) for pair in pairs]) for name in ("predicted_ms", "measured_ms")
-    )
-    columns = [predicted / measured]
-    if len(np.unique(predicted)) > 1:
-        columns.append(1.0 / measured)
-    solution, _ = nnls(np.stack(columns, axis=1), np.ones(len(pairs)))
-    if solution[0] <= 0.0:  # predictions that explain nothing: keep their order rather than predict one constant
-        return Correction(scale=float(np.median(measured / predicted)))
-    return Correction(scale=float(solution[0]), constant_ms=float(solution[1]) if len(solution) > 1 else 0.0)
-
-
-def _by_kind(pairs: Sequence[LatencyPair], kinds: Sequence[str], line: Correction, hold: float) -> Correction:
-    """A factor a kind: least squares with a penalty for what a factor's distance from the common scale changes."""
-    measured = np.array([pair.measured_ms for pair in pairs])
-    shares = np.array([[pair.kinds_ms.get(kind, 0.0) for kind in kinds] for pair in pairs]) / measured[:, None]
-    weight = math.sqrt(hold * len(pairs)) * shares.mean(axis=0)  # a kind's share of the latency of a typical net
-    fitted = np.column_stack([shares, 1.0 / measured])
-    held = np.column_stack([np.diag(weight), np.zeros(len(kinds))])
-    solution, _ = nnls(np.vstack([fitted, held]), np.concatenate([np.ones(len(pairs)), line.scale * weight]))
-    scales = {kind: float(factor / line.scale) for kind, factor in zip(kinds, solution, strict=False)}
-    return Correction(constant_ms=float(solution[-1]), scale=line.scale, scales=scales)
-
-
-def _without(pairs: Sequence[LatencyPair], index: int) -> list[LatencyPair]:
-    return [pair for other, pair in enumerate(pairs) if other != index]
-
-
-def _relative_error(correction: Correction, pair: LatencyPair) -> float:
-    return correction.of(pair.kinds_ms) / pair.measured_ms - 1.0
-
-
-def _left_out_error(pairs: Sequence[LatencyPair], kinds: Sequence[str], hold: float) -> float:
-    """The mean squared relative error of nets, each predicted by what is fitted on the others."""
-    found = []
-    for index, pair in enumerate(pairs):
-        others = _without(pairs, index)
-        found.append(_relative_error(_by_kind(others, kinds, _line(others), hold), pair))
-    return float(np.mean(np.square(found)))
-
-
 def pair_of(net: Architecture, table: LatencyTable, timing: Timing, *, speed: float = 1.0) -> LatencyPair:
     """A table's prediction and a measurement, which is multiplied by `speed`."""
     first, second = timing.samples_ms[0::2], timing.samples_ms[1::2] or timing.samples_ms
     return LatencyPair(
         digest=net.digest,
         architecture=net,
+        parameters=sum(map(parameters_of, keys(net))),
         predicted_ms=table.latency_ms(net),
         kinds_ms=table.kinds_ms(net),
         measured_ms=speed * timing.median_ms,
@@ -263,4 +201,4 @@ def _summary(table: LatencyTable, pairs: tuple[LatencyPair, ...]) -> LatencyAudi
 
 
 def _corrected(pair: LatencyPair, correction: Correction) -> LatencyPair:
-    return pair.model_copy(update={"predicted_ms": correction.of(pair.kinds_ms)})
+    return pair.model_copy(update={"predicted_ms": correction.of(pair.kinds_ms, pair.parameters)})

@@ -1,6 +1,6 @@
 """LatencyTable: measured milliseconds of every part an architecture can have, on one runtime of one device.
 
-Data only: what a part is (`LatencyKey`), which parts an architecture has (`keys`), and their sum. The table knows its
+Data only: an entry a part (`search.parts`), and the corrected sum of an architecture's parts. The table knows its
 condition, and its file is named after it, so that a table of one device can never silently justify a claim about
 another. How it is measured: `search.table_building`.
 """
@@ -11,93 +11,19 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, TypeAdapter, model_validator
+from pydantic import Field, JsonValue, model_validator
 
+from search.correction import Correction
 from search.measure import Machine
-from supernet.architecture import AnyDownsampling, AnyStem, Architecture, Head
-from supernet.block_types import AnyBlock, Identity, Positive
-from supernet.schema import Record, UserError, canonical, load, save
+from search.parts import LatencyKey, Part, canonical_spec, keys, kind_of, parameters_of
+from supernet.architecture import Architecture
+from supernet.block_types import Positive
+from supernet.schema import Record, UserError, load, save
 from supernet.space import SearchSpace
-
-Part = Literal["stem", "block", "reshape", "downsampling", "head"]
-Grid = tuple[int, int]
-
-
-class LatencyKey(NamedTuple):
-    """One part of a net with its sizes: what latency is looked up by.
-
-    `spec` is the canonical JSON of the part's record (`Stem`, `Block`, `Downsampling`, `Head`) with all sizes in it.
-    `grid` is the height and width of the part's input. A "reshape" is the way from a map to tokens and back, once for
-    each time that a stage changes to token blocks. `layout` is what a block works on, and what a head is given.
-    """
-
-    part: Part
-    spec: str
-    layout: Literal["map", "tokens"]
-    in_channels: int
-    out_channels: int
-    grid: Grid
-
-    def __str__(self) -> str:
-        sizes = f"{self.in_channels} to {self.out_channels} channels at {self.grid[0]}x{self.grid[1]}"
-        return f"{self.part} {self.spec} ({self.layout}, {sizes})"
-
-
-@lru_cache(maxsize=65536)  # a search asks for the same parts over and over
-def key_of(
-    part: Part,
-    record: Record | None,
-    *,
-    in_channels: int,
-    out_channels: int,
-    grid: Grid,
-    layout: Literal["map", "tokens"] = "map",
-) -> LatencyKey:
-    """The key of a part; `record` is None for a reshape, which has no options."""
-    spec = "{}" if record is None else canonical(record)
-    return LatencyKey(part, spec, layout, in_channels, out_channels, grid)
-
-
-def keys(architecture: Architecture) -> list[LatencyKey]:
-    """The parts of an architecture in the order they run; skipped positions cost nothing and have none."""
-    stem, width = architecture.stem, architecture.stem.width_channels
-    found = [
-        key_of("stem", stem, in_channels=architecture.in_channels, out_channels=width, grid=architecture.resolution_px)
-    ]
-    grid = stem.grid(architecture.resolution_px)
-    layout: Literal["map", "tokens"] = "map"
-    for stage in architecture.stages:
-        if stage.downsampling is not None:
-            found.append(
-                key_of(
-                    "downsampling",
-                    stage.downsampling,
-                    in_channels=width,
-                    out_channels=stage.width_channels,
-                    grid=grid,
-                )
-            )
-            grid = stage.grid(grid)
-        width, layout = stage.width_channels, "map"
-        for block in stage.blocks:
-            if isinstance(block, Identity):
-                continue
-            if block.layout == "tokens" and layout == "map":
-                found.append(reshape_key(width, grid))
-            layout = block.layout
-            found.append(key_of("block", block, in_channels=width, out_channels=width, grid=grid, layout=block.layout))
-    classes = architecture.head.num_classes
-    found.append(key_of("head", architecture.head, in_channels=width, out_channels=classes, grid=grid, layout=layout))
-    return found
-
-
-def reshape_key(width_channels: int, grid: Grid) -> LatencyKey:
-    """The key of the way from a map of this size to tokens and back."""
-    return key_of("reshape", None, in_channels=width_channels, out_channels=width_channels, grid=grid)
 
 
 class RuntimeName(Record):
@@ -108,7 +34,9 @@ class RuntimeName(Record):
 
 
 class Protocol(Record):
-    """How the table was measured: rounds over all nets, warm-up calls, further copies of a block at most, settling.
+    """How the table was measured: rounds over all nets, warm-up calls, further copies of a block at most.
+
+    A visit begins with `settle` untimed calls or more, until `settle_ms` have passed (0: older tables).
 
     After the rounds, nets are measured on, as often as all again or for `most_seconds`, until every entry's standard
     error is at most `standard_error_percent` of it, or a tenth of that of the largest net. Of the rounds of each
@@ -123,6 +51,7 @@ class Protocol(Record):
     warmup: Positive
     copies: Positive
     settle: int
+    settle_ms: Annotated[float, Field(ge=0)] = 0.0
     nets: int
     seed: int
     most_redone: Annotated[int, Field(ge=0)] = 0
@@ -155,7 +84,7 @@ class Entry(Record):
     @property
     def key(self) -> LatencyKey:
         """What this entry is looked up by."""
-        spec = _canonical_spec(self.part, json.dumps(self.spec, sort_keys=True, separators=(",", ":")))
+        spec = canonical_spec(self.part, json.dumps(self.spec, sort_keys=True, separators=(",", ":")))
         return LatencyKey(self.part, spec, self.layout, self.in_channels, self.out_channels, self.grid)
 
 
@@ -165,58 +94,6 @@ class LeftOut(Record):
     stage: Positive
     candidate: str
     reason: str
-
-
-_RECORDS: dict[str, TypeAdapter[Any]] = {
-    "stem": TypeAdapter(AnyStem),
-    "downsampling": TypeAdapter(AnyDownsampling),
-    "head": TypeAdapter(Head),
-    "block": TypeAdapter(AnyBlock),
-}
-
-
-def record_of(key: LatencyKey) -> Any:
-    """The record of a part: stem, downsampling, head or block. Raises `ValueError` for a reshape, which has none."""
-    if key.part not in _RECORDS:
-        raise ValueError(f"{key.part}: has no record")
-    return _RECORDS[key.part].validate_json(key.spec)
-
-
-@lru_cache(maxsize=65536)
-def _canonical_spec(part: Part, spec: str) -> str:
-    """The canonical JSON of a part that was written down when its record had fewer or more fields at their defaults."""
-    if part not in _RECORDS:
-        return spec
-    try:
-        return canonical(_RECORDS[part].validate_json(spec))
-    except ValueError:  # a block of a plugin that is not loaded: no architecture here can ask for it
-        return spec
-
-
-@lru_cache(maxsize=65536)
-def kind_of(key: LatencyKey) -> str:
-    """What a correction treats alike: a part, or the blocks of one type, on maps of one size ("conv 4x4")."""
-    name = json.loads(key.spec)["type"] if key.part == "block" else key.part
-    return f"{name} {key.grid[0]}x{key.grid[1]}"
-
-
-class Correction(Record):
-    """A correction of a table, from whole nets: constant_ms + scale * (sum over kinds of scales[kind] * their ms).
-
-    `scales` holds a factor a kind of part (`kind_of`); one that is not in it counts as it was measured.
-    """
-
-    constant_ms: Annotated[float, Field(ge=0)] = 0.0
-    scale: Annotated[float, Field(gt=0)] = 1.0
-    scales: dict[str, Annotated[float, Field(ge=0)]] = {}
-
-    def factor(self, kind: str) -> float:
-        """What the ms of this kind of part are multiplied with."""
-        return self.scale * self.scales.get(kind, 1.0)
-
-    def of(self, kinds_ms: Mapping[str, float]) -> float:
-        """The corrected latency of a net whose parts take so many ms, kind by kind."""
-        return self.constant_ms + sum(self.factor(kind) * ms for kind, ms in kinds_ms.items())
 
 
 class UnmeasuredBlock(UserError):
@@ -290,7 +167,10 @@ class LatencyTable(Record):
 
     def latency_ms(self, architecture: Architecture) -> float:
         """The predicted latency of a whole net: the corrected sum of its parts. Raises `UnmeasuredBlock`."""
-        return self.correction.constant_ms + sum(self.part_ms(key) for key in keys(architecture))
+        parts = keys(architecture)
+        crowding = self.correction.crowding
+        crowding_ms = 0.0 if crowding is None else crowding.ms(sum(map(parameters_of, parts)))
+        return self.correction.constant_ms + sum(map(self.part_ms, parts)) + crowding_ms
 
     def standard_error_ms(self, architecture: Architecture) -> float:
         """The standard error of a prediction, as far as it comes from those of the parts. Raises `UnmeasuredBlock`."""

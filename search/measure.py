@@ -5,8 +5,9 @@ visits all of them in a fresh random order, so that whatever makes the machine s
 round's drift (the median over the nets of its time against that net's own median) is then divided out. All nets
 together are the reference: the drift by a single reference net would carry the whole noise of that net's sample, the
 median over n nets about 1.25 / sqrt(n) of it. A round in which the nets did not slow down alike was disturbed; it is
-thrown away and measured again (`worst_disturbed`). A visit begins with untimed calls, which warm the caches, as in the
-steady state of a deployed model, and a sample during which the system gave the core to another process is taken again.
+thrown away and measured again (`worst_disturbed`). A visit begins with untimed calls for `SETTLE_MS`, until a call
+takes what it takes in the steady state of a deployed model, and a sample during which the system gave the core to
+another process is taken again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ Net = Callable[[], object]
 Clock = Callable[[], int]  # nanoseconds
 Progress = Callable[[int, int], None]  # done, total
 
-SETTLE_CALLS = 1  # untimed calls at the start of every visit
+SETTLE_CALLS = 1  # untimed calls at the start of every visit, at least ...
+SETTLE_MS = 5.0  # ... and so long: the second call of a 1 ms net takes 6 % more than the sixth (experiments/LOG.md)
 SAMPLE_MS = 0.2  # nets shorter than this are timed over several calls, above the clock's noise
 VISIT_MS = 1.0  # what a visit spends at least on timed calls
 RETAKES = 8  # how often a sample is taken again during which the system gave the core to another process
@@ -245,8 +247,9 @@ def timings_of(times_ms: np.ndarray, *, runs: Sequence[int]) -> list[Timing]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a visit times a net: the median over `samples`, each the mean over `calls` consecutive calls."""
+    """How a visit times a net: after `settle` untimed calls the median over `samples`, each the mean over `calls`."""
 
+    settle: int
     calls: int
     samples: int
 
@@ -261,12 +264,12 @@ def _plan(net: Net, *, rounds: int, warmup: int, min_runs: int, clock: Clock) ->
     fastest_ms = max(fastest_ms, 1e-4)
     calls = math.ceil(SAMPLE_MS / fastest_ms) if fastest_ms < SAMPLE_MS else 1
     samples = max(math.ceil(VISIT_MS / (fastest_ms * calls)), math.ceil(min_runs / (rounds * calls)))
-    return _Plan(calls=calls, samples=samples)
+    return _Plan(settle=max(SETTLE_CALLS, math.ceil(SETTLE_MS / fastest_ms)), calls=calls, samples=samples)
 
 
 def _visit(net: Net, plan: _Plan, clock: Clock) -> tuple[float, float]:
     """What a net took in ms: by its uninterrupted samples (nan if more than half were not), and by all."""
-    for _ in range(SETTLE_CALLS):
+    for _ in range(plan.settle):
         net()
     samples = [_sample(net, plan.calls, clock) for _ in range(plan.samples)]
     clean = [sample_ms for sample_ms, is_clean in samples if is_clean]

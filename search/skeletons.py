@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from search.latency_table import LatencyKey, key_of, reshape_key
+from search.parts import LatencyKey, key_of, reshape_key
 from search.timed_weights import timed_weights
 from supernet.architecture import AnyStem, Head, Stage, stage_grids
 from supernet.block_types import Block, Positive

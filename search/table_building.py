@@ -25,8 +25,9 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 
 from search.bench import Bench, CannotBuild, Timed
-from search.latency_table import Entry, LatencyKey, LatencyTable, LeftOut, Protocol, RuntimeName, keys
-from search.measure import SETTLE_CALLS, Clock, Machine, Progress, Rounds, Timing, machine, most_redone
+from search.latency_table import Entry, LatencyTable, LeftOut, Protocol, RuntimeName
+from search.measure import SETTLE_CALLS, SETTLE_MS, Clock, Machine, Progress, Rounds, Timing, machine, most_redone
+from search.parts import LatencyKey, keys
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, lone_blocks, recipes
 from supernet.architecture import Architecture
@@ -128,6 +129,7 @@ def build_table(
         warmup=warmup,
         copies=copies,
         settle=SETTLE_CALLS,
+        settle_ms=SETTLE_MS,
         nets=len(skeletons),
         seed=seed,
         redone=seen.redone,

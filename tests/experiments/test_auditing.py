@@ -16,7 +16,7 @@ from experiments.auditing import spread_nets
 from experiments.console import Screen
 from experiments.run import Run
 from search.isolated import alone, isolated_ms
-from search.latency_table import keys
+from search.parts import keys
 from search.runtimes import runtime
 from supernet import published_architecture
 

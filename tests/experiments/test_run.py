@@ -21,7 +21,7 @@ from experiments.pipeline import run_stage
 from experiments.run import Run, chosen_device
 from experiments.solving import EVOLUTION, Solver
 from experiments.stages import stage_named
-from search.latency_table import Correction
+from search.correction import Correction
 from search.table_building import build_table
 from supernet.onnx_export import onnx_parity
 from train import streaming

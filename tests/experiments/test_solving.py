@@ -14,7 +14,7 @@ from experiments.console import Screen
 from experiments.models import Job
 from experiments.run import Run
 from experiments.solving import Solver, architecture_path
-from search.latency_table import Correction
+from search.correction import Correction
 from search.slimming import BudgetUnreachable
 from supernet import Architecture
 

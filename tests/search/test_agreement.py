@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from search.agreement import agreement
-from search.latency_table import Correction, Entry, LatencyKey, LatencyTable, Protocol, RuntimeName, keys
+from search.correction import Correction
+from search.latency_table import Entry, LatencyTable, Protocol, RuntimeName
 from search.measure import Machine
+from search.parts import LatencyKey, keys
 from search.table_building import required_keys
 from supernet.schema import UserError
 from supernet.space import SearchSpace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from search.contributions import Contributions
-from search.exact import Limit, LimitsUnreachable, solve
-from search.latency_table import LatencyKey, keys
+from search.exact import Beyond, Limit, LimitsUnreachable, solve
+from search.parts import LatencyKey, keys
 from supernet import Architecture, SearchSpace, UserError
 
 TOKENS = {"type": "mb3d", "heads": 2, "key_channels": 4, "value_channels": 8}
@@ -90,6 +91,26 @@ def test_the_optimum_is_that_of_all_architectures(name: str, seed: int) -> None:
         for limit in limits:
             assert found.used[limit.name] == pytest.approx(limit.used(found.architecture))
             assert limit.allows(found.used[limit.name])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_grows_beyond_a_threshold_counts_from_there(name: str) -> None:
+    searched = space(name)
+    contributions, nets = drawn(searched, 7), list(every_architecture(searched))
+    of, weights = priced(searched, 7), priced(searched, 8)
+    middle = sorted(sum(map(weights, keys(net))) for net in nets)[len(nets) // 3]
+    for share in (0.2, 0.5, 0.8):
+        limit = Limit("ms", of, 0.0, constant=0.5, beyond=Beyond(weights, above=middle, each=1.7))
+        costs = sorted(map(limit.used, nets))
+        limit = dataclasses.replace(limit, at_most=costs[int(share * (len(costs) - 1))])
+        found = solve(searched, contributions, [limit])
+        best = max(contributions.percent(searched, net) for net in nets if limit.allows(limit.used(net)))
+        assert found.percent == pytest.approx(best, abs=1e-6)
+        assert limit.allows(limit.used(found.architecture))
+    out_of_reach = dataclasses.replace(limit, at_most=0.0)
+    with pytest.raises(LimitsUnreachable) as caught:
+        solve(searched, contributions, [out_of_reach])
+    assert caught.value.smallest["ms"] == pytest.approx(costs[0])
 
 
 def test_without_limits_it_takes_the_best_of_every_choice() -> None:

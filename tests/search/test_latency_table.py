@@ -6,8 +6,12 @@ import json
 
 import pytest
 
-from search.latency_table import Correction, Entry, LatencyTable, Protocol, RuntimeName, UnmeasuredBlock, keys
+from search.correction import Correction, Crowding
+from search.exact import latency_limit
+from search.latency_table import Entry, LatencyTable, Protocol, RuntimeName, UnmeasuredBlock
 from search.measure import Machine
+from search.parts import keys, parameters_of
+from supernet import cost, published_architecture
 from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
 from supernet.block_types import MB3D, MB4D, Block, Identity
 from supernet.schema import UserError
@@ -109,6 +113,25 @@ def test_an_unmeasured_part_is_an_exception_that_names_it_and_the_condition():
     other = architecture(NET.stages[0], stage(48, MAP))
     with pytest.raises(UnmeasuredBlock, match=r"onnxruntime 1.0 on AMD EPYC.*downsampling.*16 to 48 channels at 8x6"):
         table_of(NET).latency_ms(other)
+
+
+@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0", "caformer_s18"])
+def test_the_parameters_of_the_parts_are_those_of_the_net(name):
+    net = published_architecture(name)
+    assert sum(map(parameters_of, keys(net))) == cost(net).parameters
+
+
+def test_weights_beyond_a_threshold_add_to_the_sum_of_the_parts():
+    millions = cost(NET).parameters / 1e6
+    for above, beyond in ((0.5 * millions, 0.5 * millions), (2 * millions, 0.0)):
+        crowding = Crowding(above_millions=above, ms_per_million=3.0)
+        corrected = table_of(NET).corrected(Correction(crowding=crowding))
+        assert corrected.latency_ms(NET) == pytest.approx(9 * 0.5 + 3.0 * beyond)
+        assert corrected.correction.of(corrected.kinds_ms(NET), cost(NET).parameters) == pytest.approx(
+            corrected.latency_ms(NET)
+        )
+        limit = latency_limit(corrected, 10.0)
+        assert limit.used(NET) == pytest.approx(corrected.latency_ms(NET))
 
 
 def test_a_correction_scales_each_kind_of_part_and_adds_its_constant():
