@@ -33,7 +33,10 @@ class PredictorErrors(LatencyErrors):
 class AuditRecord(PredictorErrors):
     """Predicted against measured latency of whole nets that neither table nor correction have seen.
 
-    `remeasurement_percent` is what the same nets differ by between the two halves of the rounds: the floor.
+    `remeasurement_percent` is what the same nets differ by between the two halves of the rounds: the floor. A net took
+    `slowdown` times what it took when the table was measured, which is divided out; `recalibrated` is the table with a
+    correction that was fitted on the same nets as its own, but measured in the rounds of the audit: what would be left
+    had the machine not changed in any other way either (None in older records).
     `uncorrected` is the table's sum alone; `macs`, `parameters` and `isolated_blocks` (every part timed alone, summed)
     are straight lines fitted on the nets that the correction was fitted on.
     """
@@ -46,7 +49,9 @@ class AuditRecord(PredictorErrors):
     batch_size: int
     num_architectures: int
     remeasurement_percent: float
+    slowdown: float | None = None
     worst: Architecture
+    recalibrated: PredictorErrors | None = None
     uncorrected: PredictorErrors
     macs: PredictorErrors
     parameters: PredictorErrors
@@ -80,15 +85,18 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
     chosen = spread_nets(
         run.runnable_space, table, count=nets, seen={pair.digest for pair in fitted}, generator=generator
     )
+    references = [pair.architecture for pair in fitted]
     timings, slowdown = run.measure_nets(
-        chosen,
+        [*chosen, *references],
         what="measuring whole nets",
         rounds=rounds,
         generator=generator,
         warmup=3,
         references=len(fitted),  # all, because the noise of what a few measured then would be a bias of every error
     )
-    pairs = [pair_of(net, table, timing, speed=1 / slowdown) for net, timing in timings.items()]
+    pairs, fitted_again = (
+        [pair_of(net, table, timings[net], speed=1 / slowdown) for net in nets_] for nets_ in (chosen, references)
+    )
     every = [pair.architecture for pair in (*fitted, *pairs)]
     with run.screen.bar("measuring parts alone") as advance:
         alone = isolated_ms(
@@ -109,6 +117,7 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
             [pair.model_copy(update={"predicted_ms": correction.of({"": value(pair)})}) for pair in pairs]
         )
 
+    again = fit_correction(fitted_again)
     worst = max(pairs, key=lambda pair: abs(pair.error_percent))
     halves = [abs(pair.remeasured_ms / pair.measured_ms - 1) for pair in pairs]
     return AuditRecord(
@@ -120,7 +129,11 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
         batch_size=run.experiment.table.batch_size,
         num_architectures=len(pairs),
         remeasurement_percent=100 * float(np.mean(halves)),
+        slowdown=slowdown,
         worst=worst.architecture,
+        recalibrated=predictor_errors(
+            [pair.model_copy(update={"predicted_ms": again.of(pair.kinds_ms, pair.parameters)}) for pair in pairs]
+        ),
         uncorrected=predictor_errors([_valued(pair, sum(pair.kinds_ms.values())) for pair in pairs]),
         macs=line(lambda pair: costs[pair.digest].macs / 1e9),
         parameters=line(lambda pair: costs[pair.digest].parameters / 1e6),
@@ -161,6 +174,7 @@ def _rows(record: AuditRecord) -> list[list[str]]:
     """Rows for a table: a way to predict, mean absolute error, shares within 3, 5 and 10 %, bias, worst, tau."""
     ways: list[tuple[str, PredictorErrors]] = [
         ("table, corrected", record),
+        *([] if record.recalibrated is None else [("table, corrected again", record.recalibrated)]),
         ("table, sum of parts", record.uncorrected),
         ("parts timed alone, line", record.isolated_blocks),
         ("MACs, line", record.macs),

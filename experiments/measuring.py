@@ -115,6 +115,9 @@ def check_condition(table: LatencyTable, runtime: Runtime, *, batch_size: int) -
     here = (f"{name} ({runtime.precision}, batch {batch_size}, {threads})", batch_size)
     if there != here:
         raise UserError(f"the table is of {there[0]}, but this would measure {here[0]}")
+    this_machine = machine()
+    if not table.machine.same_processor(this_machine):
+        raise UserError(f"the table is of {table.machine.described}, but this is {this_machine.described}")
 
 
 def measured(

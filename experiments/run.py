@@ -129,11 +129,12 @@ class Run:
         (name,) = (name for name in written if name != AUDIT)
         table = LatencyTable.load(self.path / name)
         if not self.elsewhere:
-            there = f"{table.machine.cpu}, {table.runtime.name} {table.runtime.version}"
-            here = f"{machine().cpu}, {self.runtime.name} {self.runtime.version}"
-            if there != here:
+            there, here = (table.runtime.name, table.runtime.version), (self.runtime.name, self.runtime.version)
+            this_machine = machine()
+            if there != here or not table.machine.same_processor(this_machine):
                 raise UserError(
-                    f"{self.path / name}: was measured on another device ({there}; here: {here}); measure one here:"
+                    f"{self.path / name}: was measured on another device ({table.machine.described}, {' '.join(there)};"
+                    f" here: {this_machine.described}, {' '.join(here)}); measure one here:"
                     f" slimformer table {self.path} --redo"
                 )
         return table.corrected(self.audit.correction)

@@ -44,6 +44,7 @@ SAMPLE_MS = 0.2  # nets shorter than this are timed over several calls, above th
 VISIT_MS = 1.0  # what a visit spends at least on timed calls
 RETAKES = 8  # how often a sample is taken again during which the system gave the core to another process
 CLEAN_ROUNDS = 5  # with fewer rounds without interruption, all rounds count
+INSTRUCTION_SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile")  # x86's
 NORMAL_SD = 1.4826  # standard deviations in the median distance to the median, of a normal distribution
 NORMAL_MEDIAN = math.sqrt(math.pi / 2)  # the median's standard error over the mean's
 DRIFT_NETS = 5  # with fewer nets a round's drift cannot be told from their own spread
@@ -113,12 +114,27 @@ class Rounds:
 
 
 class Machine(Record):
-    """Where something was measured; `cores` are those this process may use."""
+    """Where something was measured; `cores` are those this process may use.
+
+    `processor` tells those of one name apart: family, model and the instruction sets that nets run on (empty in files
+    of before it was noted down, and where the system does not tell).
+    """
 
     cpu: str
     cores: int
     memory_gb: float
     system: str
+    processor: str = ""
+
+    def same_processor(self, other: Machine) -> bool:
+        """Whether both have the same processor, as far as both of them tell."""
+        told = self.processor and other.processor
+        return self.cpu == other.cpu and (not told or self.processor == other.processor)
+
+    @property
+    def described(self) -> str:
+        """The processor's name with what tells it from others of that name."""
+        return f"{self.cpu} ({self.processor})" if self.processor else self.cpu
 
     @property
     def slug(self) -> str:
@@ -128,11 +144,9 @@ class Machine(Record):
 
 def machine() -> Machine:
     """The machine that this process runs on; memory is 0.0 where the system does not tell."""
-    cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
+    told = _first_processor(cpuinfo.read_text()) if cpuinfo.is_file() else {}
+    cpu = told.get("model name") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     known = hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
@@ -141,7 +155,23 @@ def machine() -> Machine:
         cores=cores,
         memory_gb=round(memory / 2**30, 1),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=_processor(told),
     )
+
+
+def _first_processor(cpuinfo: str) -> dict[str, str]:
+    """What Linux tells about the first processor."""
+    lines = (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def _processor(told: Mapping[str, str]) -> str:
+    """Family, model and instruction sets of a processor: what two of one name can differ in."""
+    if "cpu family" not in told or "model" not in told:
+        return ""
+    flags = set(told.get("flags", "").split())
+    sets = [name for name in INSTRUCTION_SETS if name in flags]
+    return ", ".join((f"family {told['cpu family']} model {told['model']}", *sets))
 
 
 def stopwatch_seconds(work: Callable[[], object], *, clock: Clock = time.perf_counter_ns) -> float:

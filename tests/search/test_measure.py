@@ -288,6 +288,32 @@ def test_the_machine_names_its_processor_and_cores():
     assert here.cores >= 1
 
 
+CPUINFO = """processor\t: 0
+cpu family\t: 25
+model\t\t: {model}
+model name\t: AMD EPYC
+flags\t\t: fpu avx2 {flags} sse4_2
+
+processor\t: 1
+model\t\t: 99
+"""
+
+
+def test_processors_of_one_name_are_told_apart_by_model_and_instruction_sets():
+    told = {}
+    for name, model, flags in (("old", 1, ""), ("new", 17, "avx512f avx512_bf16")):
+        processor = measure_module._processor(measure_module._first_processor(CPUINFO.format(model=model, flags=flags)))
+        told[name] = Machine(cpu="AMD EPYC", cores=2, memory_gb=24.0, system="Linux", processor=processor)
+    assert told["new"].described == "AMD EPYC (family 25 model 17, avx2, avx512f, avx512_bf16)"
+    assert not told["old"].same_processor(told["new"])
+    assert told["new"].same_processor(told["new"].model_copy(update={"cores": 8}))
+    untold = told["old"].model_copy(update={"processor": ""})
+    assert untold.described == "AMD EPYC"
+    assert untold.same_processor(told["old"])
+    assert untold.same_processor(told["new"])
+    assert not untold.same_processor(untold.model_copy(update={"cpu": "Intel"}))
+
+
 def test_a_slug_is_fit_for_a_file_name():
     here = Machine(cpu="Intel(R) Xeon(R) CPU @ 2.20GHz", cores=2, memory_gb=24.0, system="Linux")
     assert here.slug == "intel-r-xeon-r-cpu-2-20ghz"

@@ -1,0 +1,107 @@
+"""Benchmark: how much longer a net's first calls take after another net has run, until they take what they always do.
+
+    python -m experiments.benchmarks.settling experiments/imagenette.yaml --set data.num_classes=10
+
+Random nets of an experiment's space, on its table's runtime. Each round visits all nets in random order and times
+consecutive calls of each; a call is compared with the last three of the visit. What `search.measure.SETTLE_MS` is based
+on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from experiments.artifacts import environment
+from experiments.console import Screen, counted
+from experiments.experiment import load_experiment
+from search.latency_audit import build_models
+from search.measure import Clock, Net, Progress, stopwatch_seconds
+from search.runtimes import runtime
+from train.data import count_classes
+from train.randomness import generator_for
+
+LAST = 3  # calls that the others are compared with
+GROUPS = 4  # of nets, by their latency
+Key = TypeVar("Key", bound=Hashable)
+
+
+def calls_ms(
+    nets: Mapping[Key, Net],
+    *,
+    calls: int,
+    rounds: int,
+    generator: torch.Generator,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> np.ndarray:
+    """The median ms, over the rounds, of every call of a visit: a row a net, a column a call."""
+    timer = {} if clock is None else {"clock": clock}
+    built = list(nets.values())
+    times = np.empty((rounds, len(built), calls))
+    for number in range(rounds):
+        for index in torch.randperm(len(built), generator=generator).tolist():
+            times[number, index] = [1e3 * stopwatch_seconds(built[index], **timer) for _ in range(calls)]
+        if progress is not None:
+            progress(number + 1, rounds)
+    medians: np.ndarray = np.median(times, axis=0)
+    return medians
+
+
+def rows_of(median_ms: np.ndarray) -> list[list[str]]:
+    """Rows for a table: nets from the fastest to the slowest in groups, their mean ms, every call against the last."""
+    settled_ms = median_ms[:, -LAST:].mean(axis=1)
+    groups = np.array_split(np.argsort(settled_ms), min(GROUPS, len(settled_ms)))
+    return [
+        [f"{settled_ms[group].mean():.2f}", *(f"{ratio:.3f}" for ratio in _ratios(median_ms[group], settled_ms[group]))]
+        for group in groups
+    ]
+
+
+def _ratios(median_ms: np.ndarray, settled_ms: np.ndarray) -> np.ndarray:
+    ratios: np.ndarray = np.median(median_ms / settled_ms[:, None], axis=0)
+    return ratios
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.settling", description=_SUMMARY)
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--nets", type=int, default=40, help="default: 40")
+    parser.add_argument("--rounds", type=int, default=60, help="default: 60")
+    parser.add_argument("--calls", type=int, default=12, help="of a net in a row (default: 12)")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field")
+    return parser.parse_args(words)
+
+
+_SUMMARY = "How much longer a net's first calls take after another net has run."
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, and print a row a group of nets with the conditions."""
+    arguments, screen = _arguments(words), Screen()
+    experiment = load_experiment(arguments.experiment, overrides=tuple(arguments.set))
+    table, generator = experiment.table, generator_for(0, "settling")
+    device = runtime(table.runtime, threads=table.threads, precision=table.precision)
+    space = experiment.search_space(num_classes=count_classes(experiment.data))
+    nets = [space.random(generator) for _ in range(arguments.nets)]
+    with screen.bar("timing calls in a row") as advance:
+        found = calls_ms(
+            build_models(nets, device, batch_size=table.batch_size),
+            calls=arguments.calls,
+            rounds=arguments.rounds,
+            generator=generator,
+            progress=counted(advance),
+        )
+    where = environment(threads=table.threads, command="")
+    title = f"{device.name} {device.version}, {device.precision}, threads: {table.threads}, {where.machine.described}"
+    header = ["ms", *(f"call {number}" for number in range(1, arguments.calls + 1))]
+    screen.table(f"{title}, commit {(where.commit or 'unknown')[:7]}", header, rows_of(found))
+
+
+if __name__ == "__main__":
+    main()
