@@ -89,10 +89,11 @@ TIMED = ("manifest.json", "config.json", ".lock", "report.html")
 
 @dataclass
 class VirtualDevice:
-    """Where virtual nets run: `slowdown` multiplies every duration, `calls` counts inferences."""
+    """Where virtual nets run: `slowdown` multiplies every duration, a call takes `overhead_ns` more; `calls` counts."""
 
     now_ns: int = 0
     slowdown: float = 1.0
+    overhead_ns: int = 0
     calls: int = 0
 
     def clock(self) -> int:
@@ -110,7 +111,7 @@ class VirtualNet:
 
     def __call__(self) -> None:
         DEVICE.calls += 1
-        DEVICE.now_ns += round(DEVICE.slowdown * self.duration_ns)
+        DEVICE.now_ns += round(DEVICE.slowdown * self.duration_ns) + DEVICE.overhead_ns
 
 
 @register_runtime("virtual")
@@ -165,9 +166,9 @@ def _virtual_time() -> Iterator[None]:
 @pytest.fixture
 def device() -> Iterator[VirtualDevice]:
     """The virtual device, as fast as ever, before any call."""
-    DEVICE.slowdown, DEVICE.calls = 1.0, 0
+    DEVICE.slowdown, DEVICE.overhead_ns, DEVICE.calls = 1.0, 0, 0
     yield DEVICE
-    DEVICE.slowdown = 1.0
+    DEVICE.slowdown, DEVICE.overhead_ns = 1.0, 0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,17 @@ def test_a_machine_twice_as_slow_changes_no_error(copied: Path, slimformer: Slim
     assert record["mean_absolute_error_percent"] < 0.5
 
 
+def test_a_machine_that_changed_otherwise_is_told_from_a_wrong_table(
+    copied: Path, slimformer: Slimformer, device: Any
+) -> None:
+    device.overhead_ns = 200_000
+    assert slimformer("audit", copied, "--nets", "6", "--rounds", "2").code == 0
+    record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
+    assert record["mean_absolute_error_percent"] > 2
+    assert record["recalibrated"]["mean_absolute_error_percent"] < 0.5
+    assert record["slowdown"] > 1
+
+
 @pytest.mark.parametrize("words", [("--nets", "5"), ("--budgets", "5")])
 def test_the_speed_is_told_by_all_nets_of_the_tables_audit_and_by_six_where_one_net_is_measured(
     copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
