@@ -14,7 +14,7 @@ from experiments.console import Screen, counted
 from experiments.run import Run
 from search.correction import fit_correction
 from search.isolated import isolated_ms
-from search.latency_audit import LatencyErrors, LatencyPair, errors, pair_of
+from search.latency_audit import LatencyErrors, LatencyPair, corrected, errors, pair_of
 from search.latency_table import LatencyTable
 from search.parts import keys
 from supernet import Architecture, SearchSpace, cost
@@ -79,13 +79,12 @@ def spread_nets(
 
 def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: int = 10) -> AuditRecord:
     """Measure so many unseen nets of a run's space, at the speed that the machine had when its table was made."""
-    fitted = run.audit.pairs
-    table = run.table
+    fitted, table = run.audit.pairs, run.table
+    references = [pair.architecture for pair in fitted]
     generator = generator_for(seed, "audit")
     chosen = spread_nets(
         run.runnable_space, table, count=nets, seen={pair.digest for pair in fitted}, generator=generator
     )
-    references = [pair.architecture for pair in fitted]
     timings, slowdown = run.measure_nets(
         [*chosen, *references],
         what="measuring whole nets",
@@ -94,31 +93,12 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
         warmup=3,
         references=len(fitted),  # all, because the noise of what a few measured then would be a bias of every error
     )
-    pairs, fitted_again = (
-        [pair_of(net, table, timings[net], speed=1 / slowdown) for net in nets_] for nets_ in (chosen, references)
-    )
-    every = [pair.architecture for pair in (*fitted, *pairs)]
-    with run.screen.bar("measuring parts alone") as advance:
-        alone = isolated_ms(
-            (key for net in every for key in keys(net)),
-            run.runtime,
-            batch_size=run.experiment.table.batch_size,
-            rounds=isolated_rounds,
-            generator=generator,
-            progress=counted(advance),
-        )
-    costs = {net.digest: cost(net) for net in every}
 
-    def line(value: Callable[[LatencyPair], float]) -> PredictorErrors:
-        """The errors of a straight line through a single figure of a net."""
-        known = [_valued(pair, value(pair)) for pair in fitted]
-        correction = fit_correction(known)
-        return predictor_errors(
-            [pair.model_copy(update={"predicted_ms": correction.of({"": value(pair)})}) for pair in pairs]
-        )
+    def measured(of: Sequence[Architecture]) -> list[LatencyPair]:
+        return [pair_of(net, table, timings[net], speed=1 / slowdown) for net in of]
 
-    again = fit_correction(fitted_again)
-    worst = max(pairs, key=lambda pair: abs(pair.error_percent))
+    pairs, again = measured(chosen), fit_correction(measured(references))
+    lines = _by_lines(run, fitted, pairs, rounds=isolated_rounds, generator=generator)
     halves = [abs(pair.remeasured_ms / pair.measured_ms - 1) for pair in pairs]
     return AuditRecord(
         **predictor_errors(pairs).model_dump(),
@@ -130,20 +110,49 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
         num_architectures=len(pairs),
         remeasurement_percent=100 * float(np.mean(halves)),
         slowdown=slowdown,
-        worst=worst.architecture,
-        recalibrated=predictor_errors(
-            [pair.model_copy(update={"predicted_ms": again.of(pair.kinds_ms, pair.parameters)}) for pair in pairs]
-        ),
+        worst=max(pairs, key=lambda pair: abs(pair.error_percent)).architecture,
+        recalibrated=predictor_errors([corrected(pair, again) for pair in pairs]),
         uncorrected=predictor_errors([_valued(pair, sum(pair.kinds_ms.values())) for pair in pairs]),
-        macs=line(lambda pair: costs[pair.digest].macs / 1e9),
-        parameters=line(lambda pair: costs[pair.digest].parameters / 1e6),
-        isolated_blocks=line(lambda pair: sum(alone[key] for key in keys(pair.architecture))),
+        macs=lines["macs"],
+        parameters=lines["parameters"],
+        isolated_blocks=lines["isolated_blocks"],
         environment=run.environment,
         pairs=tuple(pairs),
     )
 
 
+def _by_lines(
+    run: Run, fitted: Sequence[LatencyPair], pairs: Sequence[LatencyPair], *, rounds: int, generator: torch.Generator
+) -> dict[str, PredictorErrors]:
+    """The errors of what needs no table: a straight line through one figure of a net, fitted on the table's own nets.
+
+    The figures are MACs, parameters, and the sum of all parts timed alone, in so many rounds.
+    """
+    every = [pair.architecture for pair in (*fitted, *pairs)]
+    with run.screen.bar("measuring parts alone") as advance:
+        alone = isolated_ms(
+            (key for net in every for key in keys(net)),
+            run.runtime,
+            batch_size=run.experiment.table.batch_size,
+            rounds=rounds,
+            generator=generator,
+            progress=counted(advance),
+        )
+    costs = {net.digest: cost(net) for net in every}
+
+    def line(value: Callable[[LatencyPair], float]) -> PredictorErrors:
+        correction = fit_correction([_valued(pair, value(pair)) for pair in fitted])
+        return predictor_errors([corrected(_valued(pair, value(pair)), correction) for pair in pairs])
+
+    return {
+        "macs": line(lambda pair: costs[pair.digest].macs / 1e9),
+        "parameters": line(lambda pair: costs[pair.digest].parameters / 1e6),
+        "isolated_blocks": line(lambda pair: sum(alone[key] for key in keys(pair.architecture))),
+    }
+
+
 def _valued(pair: LatencyPair, value: float) -> LatencyPair:
+    """A net that is predicted by this figure alone."""
     return pair.model_copy(update={"predicted_ms": value, "kinds_ms": {"": value}, "parameters": 0})
 
 

@@ -298,7 +298,8 @@ class _Program:
     def best(self, at_most: Sequence[float]) -> tuple[Architecture, float] | None:
         """The architecture of the largest score within these values of the limits, and the bound; None without one."""
         limited = _Rows(*(list(column) for column in vars(self.rows).values()))
-        for costs, limit, value in zip(self.costs, self.limits, at_most, strict=False):  # then come those of `beyond`
+        of_limits = self.costs[: len(self.limits)]  # then come those of `beyond`
+        for costs, limit, value in zip(of_limits, self.limits, at_most, strict=True):
             left = value - limit.constant
             size = max(abs(left), 1e-12)  # in shares of the limit, because solvers miss by absolute amounts
             limited.add({i: cost / size for i, cost in enumerate(costs) if cost}, -np.inf, left / size)

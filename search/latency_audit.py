@@ -184,7 +184,7 @@ def _summary(table: LatencyTable, pairs: tuple[LatencyPair, ...]) -> LatencyAudi
     held_out = None
     if half >= 2:
         correction = fit_correction(pairs[:half])
-        judged = [_corrected(pair, correction) for pair in pairs[half:]]
+        judged = [corrected(pair, correction) for pair in pairs[half:]]
         held_out = HeldOut(**errors(judged).model_dump(), fitted=half, judged=len(judged), correction=correction)
     differences = [abs(pair.remeasured_ms / pair.measured_ms - 1.0) for pair in pairs]
     return LatencyAudit(
@@ -200,5 +200,6 @@ def _summary(table: LatencyTable, pairs: tuple[LatencyPair, ...]) -> LatencyAudi
     )
 
 
-def _corrected(pair: LatencyPair, correction: Correction) -> LatencyPair:
+def corrected(pair: LatencyPair, correction: Correction) -> LatencyPair:
+    """The same net, predicted by this correction of the table."""
     return pair.model_copy(update={"predicted_ms": correction.of(pair.kinds_ms, pair.parameters)})

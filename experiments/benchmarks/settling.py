@@ -10,6 +10,7 @@ on.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -38,15 +39,14 @@ def calls_ms(
     rounds: int,
     generator: torch.Generator,
     progress: Progress | None = None,
-    clock: Clock | None = None,
+    clock: Clock = time.perf_counter_ns,
 ) -> np.ndarray:
     """The median ms, over the rounds, of every call of a visit: a row a net, a column a call."""
-    timer = {} if clock is None else {"clock": clock}
     built = list(nets.values())
     times = np.empty((rounds, len(built), calls))
     for number in range(rounds):
         for index in torch.randperm(len(built), generator=generator).tolist():
-            times[number, index] = [1e3 * stopwatch_seconds(built[index], **timer) for _ in range(calls)]
+            times[number, index] = [1e3 * stopwatch_seconds(built[index], clock=clock) for _ in range(calls)]
         if progress is not None:
             progress(number + 1, rounds)
     medians: np.ndarray = np.median(times, axis=0)
