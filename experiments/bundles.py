@@ -11,18 +11,16 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from torch import nn
-
 from experiments.artifacts import sha256
 from experiments.console import counted
 from experiments.models import Job, measured_file
 from experiments.run import Run
 from search.bundle import PLAN, RESULTS, SCRIPT, ShapedNet, read_bundle, write_bundle
-from search.latency_audit import fresh_model
 from search.latency_table import LatencyTable, Protocol, RuntimeName
 from search.measure import Machine, Timing
 from search.model_files import content_of, files_of
-from search.skeletons import Skeleton, build_skeleton
+from search.net_building import module_of
+from search.skeletons import Skeleton
 from search.table_building import table_nets, table_of
 from supernet import Architecture, UserError
 from supernet.schema import digest
@@ -32,7 +30,7 @@ ON_DEVICE = "on-device"
 
 def write_table_bundle(run: Run, directory: Path) -> None:
     """Write the nets of a run's latency table, and the whole nets that audit it, to be measured elsewhere."""
-    nets = {name: (partial(_module, net), net.input_shape) for name, net in _table_nets(run).items()}
+    nets = {name: (partial(module_of, net), net.input_shape) for name, net in _table_nets(run).items()}
     _written(run, directory, nets, rounds=run.experiment.table.rounds, what="writing the table's nets")
     size_mb = sum(file.stat().st_size for file in files_of(directory / "nets")) / 1e6
     run.screen.line(
@@ -136,10 +134,6 @@ def _written(run: Run, directory: Path, nets: Mapping[str, ShapedNet], *, rounds
 
 def _plugins(run: Run) -> dict[str, str]:
     return {path.name: sha256(path) for path in run.plugins}
-
-
-def _module(net: Skeleton | Architecture) -> nn.Module:
-    return build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
 
 
 def _device(machine: Machine, runtime: RuntimeName) -> str:

@@ -37,7 +37,7 @@ class TableConfig(Record):
     `rounds` interleaved visits of every net; a block's time is that of `copies` more copies in a small net, divided
     (of fewer where the stage is not that deep).
     After the rounds, nets are measured on until every entry's standard error is at most `standard_error_percent` of it
-    (or a tenth of that of the largest net), for `most_minutes` at most since the beginning.
+    (or a tenth of that of the largest net), and every whole net's of it, for `most_minutes` at most since the beginning.
     `audit_nets` random whole nets are measured against their predictions. `bundle` is the folder of a bundle that was
     measured on another device (`slimformer table --bundle`): the table, and all latencies of the run, are that one's.
     """
@@ -48,7 +48,7 @@ class TableConfig(Record):
     precision: str | None = None
     threads: Positive = 1
     batch_size: Positive = 1
-    rounds: Annotated[int, Field(ge=2)] = 30
+    rounds: Annotated[int, Field(ge=2)] = 15
     standard_error_percent: Annotated[float, Field(gt=0)] = 1.0
     most_minutes: Annotated[float, Field(ge=0)] = 3.0
     copies: Positive = 4

@@ -10,10 +10,11 @@ from typing import Literal
 from experiments.artifacts import Environment
 from experiments.console import Screen, counted
 from experiments.run import AUDIT
-from search.latency_audit import LatencyAudit, fresh_model
+from search.latency_audit import LatencyAudit
 from search.latency_table import LatencyTable, UnmeasuredBlock
 from search.measure import Net, Timing, machine, measure
 from search.model_files import SUFFIXES, file_suffix, input_shape
+from search.net_building import module_of
 from search.runtimes import FileRuntime, Runtime
 from supernet import Architecture, UserError, list_models, published_architecture
 from supernet.schema import Record, nearest
@@ -75,7 +76,7 @@ def measurable(model: str, *, resolution_px: int | None) -> Measurable:
         architecture = architecture.model_copy(update={"resolution_px": (resolution_px, resolution_px)})
 
     def build(runtime: Runtime, batch_size: int) -> Net:
-        return runtime.build(fresh_model(architecture), (batch_size, *architecture.input_shape))
+        return runtime.build(module_of(architecture), (batch_size, *architecture.input_shape))
 
     return Measurable(model, build, architecture)
 

@@ -13,9 +13,10 @@ import torch
 from experiments.artifacts import RunFolder, environment
 from experiments.console import Screen, counted
 from experiments.experiment import Experiment
-from search.latency_audit import Buildable, LatencyAudit, NetT, build_models
+from search.latency_audit import LatencyAudit
 from search.latency_table import LatencyTable
 from search.measure import Net, Timing, machine, measure
+from search.net_building import Buildable, NetT, build_models
 from search.runtimes import Runtime, runtime
 from supernet import Architecture, SearchSpace, Supernet, UserError
 from train.checkpoint import load_weights
@@ -146,7 +147,7 @@ class Run:
 
     def build_nets(self, nets: Sequence[NetT]) -> dict[NetT, Net]:
         """Whole nets with random weights, on the runtime whose latency counts."""
-        return build_models(nets, self.runtime, batch_size=self.experiment.table.batch_size)
+        return build_models(nets, self.runtime, batch_size=self.experiment.table.batch_size, processes=self.threads)
 
     def measure_beside(
         self,

@@ -158,6 +158,7 @@ def _measured_table(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing]]
             standard_error_percent=config.standard_error_percent,
             most_seconds=60 * config.most_minutes,
             whole_nets=run.audit_nets,
+            processes=run.threads,
             progress=counted(advance),
         )
 

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 
-from search.latency_audit import fresh_model
-from search.measure import Clock, Net, Progress, Rounds, Timing, measure
+from search.measure import Clock, Net, Progress, Rounds, Timing, machine, measure
+from search.net_building import Built, CannotBuild, building
 from search.runtimes import Runtime
-from search.skeletons import Skeleton, build_skeleton
+from search.skeletons import Skeleton
 from supernet.architecture import Architecture
-from supernet.schema import UserError
 
 CHUNK_NETS = 600  # nets held in memory and measured together
-CHUNK_PARAMETERS = 500_000_000  # of all nets of a chunk, 2 GB
+CHUNK_BYTES = 2e9  # of all nets of a chunk, at least ...
+CHUNK_OF_MEMORY = 0.15  # ... or this share of the memory: a runtime holds some weights twice
 
 Timed = Skeleton | Architecture
 
 
-class CannotBuild(UserError):
-    """A runtime refuses a net; `reason` names it, its shape, and the runtime with its words, in one line."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; take other candidates, or another runtime")
-        self.reason = reason
-
-
 @dataclass
 class Bench:
-    """What all measurements of one table have in common; `built` keeps nets that are measured on, a chunk of them."""
+    """What all measurements of one table have in common; `built` keeps nets that are measured on, a chunk of them.
+
+    So many `processes` build nets; measuring, there is this one alone.
+    """
 
     runtime: Runtime
     batch_size: int
@@ -39,15 +35,17 @@ class Bench:
     warmup: int
     generator: torch.Generator
     clock: Clock
+    processes: int = 1
     built: dict[Timed, Net] = field(default_factory=dict)
-    kept_parameters: int = 0
+    kept_bytes: int = 0
+    chunk_bytes: float = field(default_factory=lambda: max(CHUNK_BYTES, CHUNK_OF_MEMORY * machine().memory_gb * 2**30))
 
     def measure(self, todo: Sequence[Timed], progress: Progress | None = None) -> tuple[dict[Timed, Timing], Rounds]:
         """Time nets in chunks that fit into memory; the first net is in every chunk and links their speeds.
 
         Raises `CannotBuild`.
         """
-        reference, remaining = todo[0], list(reversed(todo))
+        reference, remaining = todo[0], deque(todo)
         timings: dict[Timed, Timing] = {}
         rounds, of_chunk = Rounds(), list[Rounds]()
         tally = _Tally(progress, total=(1 + self.rounds) * len(todo))  # each net is built once, and visited every round
@@ -69,54 +67,41 @@ class Bench:
                 timings[net] = replace(found[net], samples_ms=samples)
         return timings, rounds
 
-    def build(self, net: Timed) -> tuple[Net, int]:
-        """A net as a callable and how many parameters were loaded for it, none if it was kept. Raises `CannotBuild`."""
-        if net in self.built:
-            return self.built[net], 0
-        module = build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        built = self._built(net, module)
-        if len(self.built) < CHUNK_NETS and self.kept_parameters + parameters <= CHUNK_PARAMETERS:
-            self.built[net] = built
-            self.kept_parameters += parameters
-        return built, parameters
+    def tried(self, nets: Sequence[Timed]) -> Iterator[tuple[Timed, CannotBuild | None]]:
+        """Build each net and say whether the runtime refuses it; what it takes is kept for the measurement."""
+        made = building(nets, self.runtime, batch_size=self.batch_size, processes=self.processes)
+        for net, make in zip(nets, made, strict=True):
+            try:
+                self._keep(net, make())
+            except CannotBuild as error:
+                yield net, error
+            else:
+                yield net, None
 
-    def _built(self, net: Timed, module: nn.Module) -> Net:
-        shape = (self.batch_size, *net.input_shape)
-        try:
-            return self.runtime.build(module, shape)
-        except (OSError, MemoryError, torch.OutOfMemoryError):  # not the net's fault
-            raise
-        except Exception as error:  # of any runtime, also a user's
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            reason = " ".join(f"{kind}{error}".split())[:300]
-            raise CannotBuild(
-                f"{self.runtime.name} {self.runtime.version} cannot run {_described(net)}, input {shape} ({reason})"
-            ) from error
+    def _keep(self, net: Timed, built: Built) -> None:
+        if len(self.built) < CHUNK_NETS and self.kept_bytes + built.size_bytes <= self.chunk_bytes:
+            self.built[net] = built.net
+            self.kept_bytes += built.size_bytes
 
-    def _build_chunk(self, reference: Timed, remaining: list[Timed], tally: _Tally) -> dict[Timed, Net]:
-        """Build the reference and as many nets as fit, taken from the end of `remaining`."""
+    def _build_chunk(self, reference: Timed, remaining: deque[Timed], tally: _Tally) -> dict[Timed, Net]:
+        """Build the reference and as many nets as fit, taken from the front of `remaining`."""
         nets: dict[Timed, Net] = {}
         loaded = 0
-        while remaining and len(nets) < CHUNK_NETS and loaded < CHUNK_PARAMETERS:
-            for net in dict.fromkeys((reference, remaining.pop())):
-                if net not in nets:
-                    nets[net], parameters = self.build(net)
-                    loaded += parameters
-            tally.add(1)
+        new = [net for net in dict.fromkeys((reference, *remaining)) if net not in self.built]
+        with closing(building(new, self.runtime, batch_size=self.batch_size, processes=self.processes)) as made:
+            while remaining and len(nets) < CHUNK_NETS and loaded < self.chunk_bytes:
+                for net in dict.fromkeys((reference, remaining.popleft())):
+                    if net in nets:
+                        continue
+                    if net in self.built:
+                        nets[net] = self.built[net]
+                        continue
+                    built = next(made)()
+                    nets[net] = built.net
+                    loaded += built.size_bytes
+                    self._keep(net, built)
+                tally.add(1)
         return nets
-
-
-def _described(net: Timed) -> str:
-    """A net in words: its blocks with width and map, or a whole net."""
-    if isinstance(net, Architecture):
-        return f"the whole net {net.digest}"
-    stages = [
-        f"{', '.join(dict.fromkeys(block.type for block in stage.blocks)) or 'no block'} at {stage.width_channels}"
-        f" channels and {height}x{width} px"
-        for stage, (height, width) in zip(net.stages, net.grids, strict=True)
-    ]
-    return f"a small net of {' and '.join(stages)}"
 
 
 class _Tally:

@@ -21,7 +21,8 @@ from search.latency_table import RuntimeName
 from search.measure import RETAKES, SAMPLE_MS, SETTLE_CALLS, SETTLE_MS, VISIT_MS, Machine, Progress, Timing, timings_of
 from search.model_files import (
     ModelFile,
-    file_suffix,
+    bundled,
+    bundled_suffix,
     model_file,
     remove_model,
     sha256_of,
@@ -50,7 +51,7 @@ class PlannedNet(Record):
     """One net of a bundle: its name, its file or folder below the bundle's, and B,C,H,W of its input."""
 
     name: str
-    file: Annotated[str, Field(pattern=r"^nets/[0-9a-z-]+\.(onnx|pte|mlpackage)$")]
+    file: Annotated[str, Field(pattern=r"^nets/[0-9a-z-]+\.(onnx|openvino|pte|mlpackage)$")]
     size_bytes: Positive
     sha256: Sha256
     input_shape: tuple[Positive, Positive, Positive, Positive]
@@ -137,8 +138,9 @@ def write_bundle(
     planned = []
     for number, (name, (build, shape)) in enumerate(nets.items(), start=1):
         net, input_shape = build(), (batch_size, *shape)
-        content = model_file(runtime, net, input_shape, precision=precision) if isinstance(net, nn.Module) else net
-        file = f"nets/{number:04}{file_suffix(runtime)}"
+        made = model_file(runtime, net, input_shape, precision=precision) if isinstance(net, nn.Module) else net
+        content = bundled(runtime, made, input_shape)
+        file = f"nets/{number:04}{bundled_suffix(runtime)}"
         write_model(directory / file, content)
         planned.append(
             PlannedNet(

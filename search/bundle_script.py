@@ -50,7 +50,7 @@ FILES_PROTOCOL = {  # for models that no plan speaks of
     "warmup": 5,
     "min_runs": 30,
     "settle": 1,
-    "settle_ms": 5.0,
+    "settle_ms": 10.0,
     "retakes": 8,
     "sample_ms": 0.2,
     "visit_ms": 1.0,
@@ -74,11 +74,11 @@ def onnxruntime_net(path: Path, shape: Sides, threads: int) -> Net:
 
 
 def openvino_net(path: Path, shape: Sides, threads: int) -> Net:
-    """The same with OpenVINO."""
+    """The same with OpenVINO, of a folder in its own format or of an ONNX file."""
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(str(path))
+    model = core.read_model(str(path / "model.xml" if path.is_dir() else path))
     shape = shape or [side.get_length() if side.is_static else 1 for side in model.inputs[0].partial_shape]
     model.reshape(list(shape))
     settings = {
@@ -230,8 +230,14 @@ def machine() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     known = hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
-    system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return {"cpu": cpu, "cores": cores, "memory_gb": round(memory / 2**30, 1), "system": system}
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "cpu": cpu,
+        "cores": cores,
+        "memory_gb": round(memory / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "governor": governor.read_text().strip() if governor.is_file() else "",
+    }
 
 
 def chunks_of(nets: list[dict[str, Any]], size: float) -> list[list[dict[str, Any]]]:

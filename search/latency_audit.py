@@ -7,23 +7,19 @@ are measured again, because no prediction can be better than that.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 from scipy.stats import kendalltau
-from torch import nn
 
 from search.correction import Correction, fit_correction
 from search.latency_table import LatencyTable
-from search.measure import Net, Timing
+from search.measure import Timing
 from search.parts import keys, parameters_of
-from search.runtimes import Runtime
-from search.timed_weights import timed_weights
 from supernet.architecture import Architecture
-from supernet.metaformer import MetaFormer
 from supernet.schema import Record, load, save
 
 
@@ -116,35 +112,6 @@ def audit(table: LatencyTable, timings: Mapping[Architecture, Timing]) -> Latenc
     any net.
     """
     return _summary(table, tuple(pair_of(net, table, timing) for net, timing in timings.items()))
-
-
-class Buildable(Hashable, Protocol):
-    """A whole net that is none of the project's own, to be timed like one; equal ones are the same net."""
-
-    @property
-    def digest(self) -> str:
-        """What tells it from others."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """C, H, W of an image."""
-
-    def build(self) -> nn.Module:
-        """The net."""
-
-
-NetT = TypeVar("NetT", bound="Architecture | Buildable")
-
-
-def build_models(nets: Iterable[NetT], runtime: Runtime, *, batch_size: int) -> dict[NetT, Net]:
-    """Whole nets on a runtime, to be timed; the same net is built once."""
-    return {net: runtime.build(fresh_model(net), (batch_size, *net.input_shape)) for net in dict.fromkeys(nets)}
-
-
-def fresh_model(net: Architecture | Buildable) -> nn.Module:
-    """The whole net, to be timed, with weights that are the same at every call."""
-    with timed_weights():
-        return (MetaFormer(net) if isinstance(net, Architecture) else net.build()).eval()
 
 
 def errors(pairs: Sequence[LatencyPair]) -> LatencyErrors:

@@ -39,12 +39,13 @@ Clock = Callable[[], int]  # nanoseconds
 Progress = Callable[[int, int], None]  # done, total
 
 SETTLE_CALLS = 1  # untimed calls at the start of every visit, at least ...
-SETTLE_MS = 5.0  # ... and so long: the second call of a 1 ms net takes 6 % more than the sixth (experiments/LOG.md)
+SETTLE_MS = 10.0  # ... and so long: on an AVX2 core a 1 ms net takes 4 % more after 5 ms than after 10 (LOG.md)
 SAMPLE_MS = 0.2  # nets shorter than this are timed over several calls, above the clock's noise
 VISIT_MS = 1.0  # what a visit spends at least on timed calls
 RETAKES = 8  # how often a sample is taken again during which the system gave the core to another process
 CLEAN_ROUNDS = 5  # with fewer rounds without interruption, all rounds count
 INSTRUCTION_SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile")  # x86's
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 NORMAL_SD = 1.4826  # standard deviations in the median distance to the median, of a normal distribution
 NORMAL_MEDIAN = math.sqrt(math.pi / 2)  # the median's standard error over the mean's
 DRIFT_NETS = 5  # with fewer nets a round's drift cannot be told from their own spread
@@ -116,8 +117,9 @@ class Rounds:
 class Machine(Record):
     """Where something was measured; `cores` are those this process may use.
 
-    `processor` tells those of one name apart: family, model and the instruction sets that nets run on (empty in files
-    of before it was noted down, and where the system does not tell).
+    `processor` tells those of one name apart: family, model and the instruction sets that nets run on. `governor` is
+    what sets the clock's frequency. Both are empty in files of before they were noted down, and where the system does
+    not tell.
     """
 
     cpu: str
@@ -125,6 +127,7 @@ class Machine(Record):
     memory_gb: float
     system: str
     processor: str = ""
+    governor: str = ""
 
     def same_processor(self, other: Machine) -> bool:
         """Whether both have the same processor, as far as both of them tell."""
@@ -156,6 +159,7 @@ def machine() -> Machine:
         memory_gb=round(memory / 2**30, 1),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(told),
+        governor=GOVERNOR.read_text().strip() if GOVERNOR.is_file() else "",
     )
 
 

@@ -1,4 +1,7 @@
-"""The files that runtimes run: ONNX, ExecuTorch's .pte, Core ML's .mlpackage (a folder); and how one is made."""
+"""The files that runtimes run: ONNX, ExecuTorch's .pte, Core ML's .mlpackage (a folder); and how one is made.
+
+Delivered models that OpenVINO is to run are ONNX, which it reads; in a bundle they have its own format.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,27 @@ from supernet.schema import UserError, write_atomically
 ModelFile = bytes | Mapping[str, bytes]  # a file, or a folder: its files by their paths in it
 _OWN_SUFFIX = {"executorch": ".pte", "coreml": ".mlpackage"}
 SUFFIXES = (".onnx", *_OWN_SUFFIX.values())
+IR_SUFFIX = ".openvino"  # a folder with model.xml and model.bin, in bundles
 
 
 def file_suffix(runtime: str) -> str:
     """How the names of a runtime's files end; all that have no format of their own run ONNX."""
     return _OWN_SUFFIX.get(runtime, ".onnx")
+
+
+def bundled_suffix(runtime: str) -> str:
+    """The same in a bundle, where OpenVINO's files are in its own format."""
+    return IR_SUFFIX if runtime == "openvino" else file_suffix(runtime)
+
+
+def bundled(runtime: str, content: ModelFile, input_shape: tuple[int, ...]) -> ModelFile:
+    """A runtime's model as a bundle holds it. Raises `UserError` if it cannot be read, or without the package."""
+    if runtime != "openvino":
+        return content
+    from search.runtimes.openvino_cpu import ir_files
+
+    assert isinstance(content, bytes), "what OpenVINO runs is ONNX before it is bundled"
+    return ir_files(content, input_shape)
 
 
 def input_shape(path: Path) -> tuple[int | str | None, ...]:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
-from search.bench import Bench, CannotBuild, Timed
+from search.bench import Bench, Timed
 from search.latency_table import Entry, LatencyTable, LeftOut, Protocol, RuntimeName
 from search.measure import SETTLE_CALLS, SETTLE_MS, Clock, Machine, Progress, Rounds, Timing, machine, most_redone
 from search.parts import LatencyKey, keys
@@ -83,6 +83,7 @@ def build_table(
     whole_nets: Callable[[SearchSpace], Sequence[Architecture]] = lambda space: (),
     warmup: int = 3,
     pairs: int = PAIRS,
+    processes: int = 1,
     progress: Progress | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> tuple[LatencyTable, dict[Architecture, Timing]]:
@@ -92,16 +93,17 @@ def build_table(
     block is in the one net than in the other (at most the depth of its stage), `pairs` the most pairs of widths
     measured per transition between two stages. After the rounds, entries whose standard error is above
     `standard_error_percent` of them (and above a tenth of that of the largest net) are measured on, and the whole nets
-    with them, until there are none or `most_seconds` have passed since the beginning. `seed` orders the nets.
-    `whole_nets` is asked for nets of the space without the candidates that the runtime cannot build
-    (`LatencyTable.left_out`). `progress` is called with (steps done, steps), first one step a block that is tried, then
-    one a net built and one a round and net; each time that nets are measured on, it begins anew.
+    with them, for as many rounds again, until there are none and the whole nets are known to as much, or `most_seconds`
+    have passed since the beginning. `seed` orders the nets, `processes` build them. `whole_nets` is asked for nets of
+    the space without the candidates that the runtime cannot build (`LatencyTable.left_out`). `progress` is called with
+    (steps done, steps), first one step a block that is tried, then one a net built and one a round and net; each time
+    that nets are measured on, it begins anew.
 
     Raises `UserError`, with the runtime's words, if it cannot build what the space cannot do without.
     """
     generator = torch.Generator().manual_seed(seed)
     until = clock() + 1e9 * most_seconds
-    bench = Bench(runtime, batch_size, rounds, warmup, generator, clock)
+    bench = Bench(runtime, batch_size, rounds, warmup, generator, clock, processes)
     left_out = _refused(space, bench, progress)
     space = _without(space, left_out)
     found = _Recipes.of(space, copies=copies, pairs=pairs)
@@ -109,7 +111,10 @@ def build_table(
     wholes = list(dict.fromkeys(whole_nets(space)))
     timings, seen = bench.measure([*skeletons, *wholes], progress)
     goal = standard_error_percent / 100
-    while clock() < until and (loose := _loose(measured, _solve(measured, timings), goal, space)):
+    while clock() < until:
+        loose = _loose(measured, _solve(measured, timings), goal, space)
+        if not loose and all(timings[net].standard_error_ms <= goal * timings[net].median_ms for net in wholes):
+            break
         nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *wholes]
         seen = _measure_on(timings, seen, nets, bench, progress)
     values = _with_unsettled(found, _solve(measured, timings), goal, space)
@@ -142,15 +147,14 @@ def build_table(
 
 def _refused(space: SearchSpace, bench: Bench, progress: Progress | None) -> tuple[LeftOut, ...]:
     """The candidates that the runtime cannot build, at the first width where it shows; the others' nets are kept."""
+    todo: dict[Timed, list[tuple[int, str]]] = {}
+    for stage, candidate, net in lone_blocks(space):
+        todo.setdefault(net, []).append((stage, candidate.name))
     refused: dict[tuple[int, str], LeftOut] = {}
-    todo = list(lone_blocks(space))
-    for done, (stage, candidate, net) in enumerate(todo, start=1):
-        if (stage, candidate.name) not in refused:
-            try:
-                bench.build(net)
-            except CannotBuild as error:
-                left_out = LeftOut(stage=stage, candidate=candidate.name, reason=error.reason)
-                refused[stage, candidate.name] = left_out
+    for done, (tried, error) in enumerate(bench.tried(list(todo)), start=1):
+        if error is not None:
+            for stage, name in todo[tried]:
+                refused.setdefault((stage, name), LeftOut(stage=stage, candidate=name, reason=error.reason))
         if progress is not None:
             progress(done, len(todo))
     return tuple(refused.values())

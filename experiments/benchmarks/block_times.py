@@ -20,16 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from torch import nn
-
 from analysis.block_times_plot import block_times_figure
 from analysis.figure_style import save_figure
 from experiments.artifacts import Environment, environment
 from experiments.console import Screen, counted
-from search.latency_audit import fresh_model
 from search.measure import Net, Timing, machine, measure
+from search.net_building import module_of
 from search.runtimes import FileRuntime, Runtime, runtime, runtime_names
-from search.skeletons import Skeleton, build_skeleton
+from search.skeletons import Skeleton
 from supernet import Architecture, list_models, published_architecture
 from supernet.block_types import Identity, MetaFormerBlock
 from supernet.onnx_export import onnx_bytes
@@ -120,11 +118,6 @@ def cuts(architecture: Architecture) -> Iterator[Cut]:
                 name = block.mixer.type if isinstance(block, MetaFormerBlock) else block.type
                 yield Cut("block", number, name, count, cut(number, done))
     yield Cut("head", len(stages), "head", 1, architecture)
-
-
-def module_of(net: Skeleton | Architecture) -> nn.Module:
-    """A cut as a net, in eval mode."""
-    return build_skeleton(net) if isinstance(net, Skeleton) else fresh_model(net)
 
 
 def built_on(

@@ -21,8 +21,8 @@ import torch
 from experiments.artifacts import environment
 from experiments.console import Screen, counted
 from experiments.experiment import load_experiment
-from search.latency_audit import build_models
 from search.measure import Clock, Net, Progress, stopwatch_seconds
+from search.net_building import build_models
 from search.runtimes import runtime
 from train.data import count_classes
 from train.randomness import generator_for

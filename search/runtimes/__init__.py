@@ -76,6 +76,15 @@ class FileRuntime(Runtime, Protocol):
         ...
 
 
+@runtime_checkable
+class ExportingRuntime(FileRuntime, Protocol):
+    """A runtime whose `build` is `load` of what `export` makes, so that another process may do the first half."""
+
+    def export(self, module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+        """A module in eval mode as the file that `load` reads; nothing of this process but torch may be needed."""
+        ...
+
+
 RuntimeFactory = Callable[..., Runtime]  # called with threads=, and with precision= if it has `precisions`
 FactoryT = TypeVar("FactoryT", bound=RuntimeFactory)
 

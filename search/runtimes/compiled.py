@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from search.runtimes import register_runtime
-from search.runtimes.eager import channels_last_noise, with_threads
+from search.runtimes.eager import TYPES, channels_last_noise, with_threads
 
 
 @register_runtime("compile")
 class CompiledRuntime:
-    """Compiles the graph that torch.export takes of a module; inference mode, fp32, channels_last.
+    """Compiles the graph that torch.export takes of a module; inference mode, channels_last, fp32 or bf16.
 
     Each graph has code of its own. Modules compiled as they are share the code of their class, and torch silently runs
     them uncompiled from the ninth on.
@@ -21,15 +21,16 @@ class CompiledRuntime:
 
     name = "compile"
     version: str = torch.__version__
-    precision = "fp32"
+    precisions = tuple(TYPES)
 
-    def __init__(self, *, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, *, threads: int, precision: str = "fp32") -> None:
+        self.threads, self.precision = threads, precision
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W; compiled on return."""
-        images = channels_last_noise(input_shape)
-        graph = torch.export.export(module.to(memory_format=torch.channels_last), (images,)).module()
+        kind, layout = TYPES[self.precision], torch.channels_last
+        images = channels_last_noise(input_shape).to(kind)
+        graph = torch.export.export(module.to(kind).to(memory_format=layout), (images,)).module()
         compiled = torch.compile(graph, dynamic=False, fullgraph=True)
         run = with_threads(lambda: compiled(images), self.threads)
         run()

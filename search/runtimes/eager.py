@@ -1,4 +1,7 @@
-"""Eager torch on the CPU: what a model takes without any compiler. ONNX Runtime is the honest default for a CPU."""
+"""Eager torch on the CPU: what a model takes without any compiler. ONNX Runtime is the honest default for a CPU.
+
+bf16 also runs on a processor that has no instructions for it, slowly.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,24 @@ from torch import Tensor, nn
 
 from search.runtimes import noise, register_runtime
 
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 @register_runtime("eager")
 class EagerRuntime:
-    """Runs modules in inference mode, fp32 and channels_last; torch's number of threads is restored."""
+    """Runs modules in inference mode and channels_last, fp32 or bf16; torch's number of threads is restored."""
 
     name = "eager"
     version: str = torch.__version__
-    precision = "fp32"
+    precisions = tuple(TYPES)
 
-    def __init__(self, *, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, *, threads: int, precision: str = "fp32") -> None:
+        self.threads, self.precision = threads, precision
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
-        images = channels_last_noise(input_shape)
-        module = module.to(memory_format=torch.channels_last)
+        images = channels_last_noise(input_shape).to(TYPES[self.precision])
+        module = module.to(TYPES[self.precision]).to(memory_format=torch.channels_last)
         return with_threads(lambda: module(images), self.threads)
 
 

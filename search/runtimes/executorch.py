@@ -72,7 +72,11 @@ class ExecuTorchRuntime:
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
-        return self.load(pte_bytes(module, input_shape=input_shape), input_shape)
+        return self.load(self.export(module, input_shape), input_shape)
+
+    def export(self, module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+        """The module as a program, lowered for this shape."""
+        return pte_bytes(module, input_shape=input_shape)
 
     def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """The same for a program, a `.pte` file or its bytes.

@@ -25,7 +25,11 @@ class OnnxRuntime:
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """A callable that runs one inference on fixed normal noise of shape B,C,H,W."""
-        return self.load(onnx_in(self.precision, module, input_shape), input_shape)
+        return self.load(self.export(module, input_shape), input_shape)
+
+    def export(self, module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+        """The module as ONNX."""
+        return onnx_in(self.precision, module, input_shape)
 
     def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
         """The same for an exported model, a file or its bytes.

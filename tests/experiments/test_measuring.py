@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from experiments.measuring import measurable
-from search.latency_audit import fresh_model
 from search.model_files import model_file, write_model
+from search.net_building import module_of
 from supernet import Architecture, published_architecture
 
 Slimformer = Callable[..., Any]
@@ -52,7 +52,7 @@ def test_a_program_of_executorch_is_measured_at_the_size_that_it_was_made_for(
     pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install '.[executorch]'")
     architecture, path = Architecture.load(delivered / "architecture.yaml"), tmp_path / "model.pte"
     shape = (2, *architecture.input_shape)
-    write_model(path, model_file("executorch", fresh_model(architecture), shape, precision="fp32"))
+    write_model(path, model_file("executorch", module_of(architecture), shape, precision="fp32"))
     outcome = slimformer("measure", path, "--runtime", "executorch", "--batch-size", "2", *QUICK)
     assert outcome.code == 0, outcome.err
     assert "model.pte" in outcome.out

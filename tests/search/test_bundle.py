@@ -94,6 +94,15 @@ def test_what_a_bare_device_measures_comes_back_as_timings(tmp_path: Path, runti
     assert plan.nets[0].input_shape == (2, 3, 8, 6)
 
 
+def test_nets_for_openvino_are_in_its_own_format_and_the_same_whenever_they_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    first = written(tmp_path / "bundle", runtime="openvino")
+    assert [net.file for net in first.nets] == [f"nets/{number:04}.openvino" for number in (1, 2, 3)]
+    inside = sorted(file.name for file in (tmp_path / "bundle" / "nets" / "0001.openvino").iterdir())
+    assert inside == ["model.bin", "model.xml"]
+    assert written(tmp_path / "again", runtime="openvino") == first
+
+
 def test_programs_of_executorch_are_measured_on_a_device_without_this_project(tmp_path: Path) -> None:
     pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install '.[executorch]'")
     folder = tmp_path / "bundle"
@@ -311,12 +320,15 @@ def test_chunks_hold_the_first_net_and_at_most_so_much() -> None:
 
 
 @pytest.mark.long
-def test_the_script_runs_in_a_virtual_environment_with_nothing_but_the_runtime(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_script_runs_in_a_virtual_environment_with_nothing_but_the_runtime(tmp_path: Path, runtime: str) -> None:
     import venv
 
+    bundle = tmp_path / "bundle"
+    written(bundle, runtime=runtime)
     venv.create(tmp_path / "bare", with_pip=True)
     python = tmp_path / "bare" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "onnxruntime"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", runtime], check=True)
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
     assert "torch" not in listed
     assert "pydantic" not in listed

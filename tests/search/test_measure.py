@@ -69,7 +69,7 @@ def test_joined_timings_hold_all_samples_at_the_first_ones_speed():
 
 def test_every_round_visits_all_nets_in_a_fresh_order():
     clock = FakeClock()
-    nets = {name: clock.net(name, 6_000_000) for name in "abcdef"}
+    nets = {name: clock.net(name, 11_000_000) for name in "abcdef"}
     measure(nets, rounds=6, warmup=1, generator=seeded(), clock=clock, min_runs=1)
     per_round = [tuple(clock.order[i : i + 12 : 2]) for i in range(6, len(clock.order), 12)]  # settle and timed call
     assert len(per_round) == 6
@@ -122,7 +122,7 @@ def test_a_visit_is_timed_when_its_net_has_settled():
             nonlocal others, since_ns
             if others != name:
                 others, since_ns = name, clock.now_ns
-            clock.now_ns += warm_ns if clock.now_ns - since_ns >= 4_000_000 else 2 * warm_ns
+            clock.now_ns += warm_ns if clock.now_ns - since_ns >= 8_000_000 else 2 * warm_ns
 
         return run
 
@@ -147,7 +147,7 @@ def test_drift_that_hits_all_nets_alike_is_divided_out():
 def rounds_of(
     clock: FakeClock, speeds: list[dict[str, float]], *, rounds: int
 ) -> tuple[dict[str, Timing], Rounds, int]:
-    """Twenty nets of 6 to 25 ms, slowed down by name in some rounds: their timings, the rounds, and their number.
+    """Twenty nets of 11 to 30 ms, slowed down by name in some rounds: their timings, the rounds, and their number.
 
     The first visit of a net is its warm-up, so its visit number is that of the round.
     """
@@ -158,7 +158,7 @@ def rounds_of(
             round_number = (taken[name] - 1) // 2  # two calls a round: settle, sample
             taken[name] += 1
             slower = speeds[round_number].get(name, 1.0) if 0 <= round_number < len(speeds) else 1.0
-            clock.now_ns += round(1_000_000 * (6 + names.index(name)) * slower)
+            clock.now_ns += round(1_000_000 * (11 + names.index(name)) * slower)
 
         return run
 
@@ -184,7 +184,7 @@ def test_a_round_in_which_some_nets_were_slowed_down_is_thrown_away_and_measured
     timings, rounds, count = rounds_of(FakeClock(), [calm, calm, dict.fromkeys(disturbed, 1.5), calm], rounds=6)
     assert (rounds.redone, count) == (1, 7)
     for index, timing in enumerate(timings.values()):
-        assert timing.samples_ms == pytest.approx([6.0 + index] * 6)
+        assert timing.samples_ms == pytest.approx([11.0 + index] * 6)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +286,15 @@ def test_the_machine_names_its_processor_and_cores():
     here = machine()
     assert here.cpu
     assert here.cores >= 1
+
+
+@pytest.mark.parametrize(("content", "governor"), [("performance\n", "performance"), (None, "")])
+def test_the_machine_names_its_frequency_governor_where_it_tells(tmp_path, monkeypatch, content, governor):
+    path = tmp_path / "scaling_governor"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr(measure_module, "GOVERNOR", path)
+    assert machine().governor == governor
 
 
 CPUINFO = """processor\t: 0

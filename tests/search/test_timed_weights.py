@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from search.latency_audit import fresh_model
+from search.net_building import module_of
 from search.skeletons import Skeleton, build_skeleton
 from search.timed_weights import STREAM, timed_weights
 from supernet import published_architecture
@@ -38,7 +38,7 @@ def test_weights_are_the_same_at_every_call_and_leave_torchs_generator_alone() -
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     net = published_architecture("efficientformer_l1").model_copy(update={"resolution_px": (64, 64)})
-    first, second = (fresh_model(net).state_dict() for _ in range(2))
+    first, second = (module_of(net).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -46,7 +46,7 @@ def test_weights_are_the_same_at_every_call_and_leave_torchs_generator_alone() -
 def test_a_net_with_these_weights_computes_finite_numbers_that_depend_on_the_image() -> None:
     net = published_architecture("efficientformer_l1").model_copy(update={"resolution_px": (64, 64)})
     with torch.inference_mode():
-        logits = fresh_model(net)(torch.randn(2, 3, 64, 64))
+        logits = module_of(net)(torch.randn(2, 3, 64, 64))
     assert logits.isfinite().all()
     assert not torch.equal(logits[0], logits[1])
 

@@ -74,6 +74,18 @@ def test_int8_is_close_to_the_module_and_not_it(name):
     assert 1e-4 < error < 0.05
 
 
+@pytest.mark.parametrize("name", ["eager", pytest.param("compile", marks=pytest.mark.long)])
+def test_bf16_is_close_to_the_module_and_not_it(name):
+    net = small_net()
+    with torch.no_grad():
+        expected = net(torch.from_numpy(noise(SHAPE)))
+    device = runtime(name, threads=1, precision="bf16")
+    found = device.build(net, SHAPE)()
+    assert (device.precision, found.dtype) == ("bf16", torch.bfloat16)
+    error = ((found.float() - expected).norm() / expected.norm()).item()
+    assert 1e-4 < error < 0.05
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_built_in_runtime_states_its_condition(name):
     built = runtime(name, threads=2)
@@ -92,7 +104,7 @@ def test_every_one_of_many_compiled_nets_is_compiled():
 
 def test_a_precision_that_a_runtime_does_not_have_is_refused_with_those_it_has():
     assert runtime("eager", threads=1, precision="fp32").precision == "fp32"
-    with pytest.raises(UserError, match="runtime eager: computes in fp32, not in int4"):
+    with pytest.raises(UserError, match="runtime eager: computes in fp32, bf16, not in int4"):
         runtime("eager", threads=1, precision="int4")
     with pytest.raises(UserError, match="runtime openvino: computes in fp32, bf16, fp16, int8, not in int4"):
         runtime("openvino", threads=1, precision="int4")
