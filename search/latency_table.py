@@ -40,9 +40,9 @@ class Protocol(Record):
 
     After the rounds, nets are measured on, for as many rounds again and again or for `most_seconds`, until the standard
     error of every entry is at most `standard_error_percent` of it, or a tenth of that of the largest net, and that of
-    every whole net too. Of the rounds of each measurement at most `most_redone` were thrown away because they were disturbed, and measured again; in all it was
-    `redone`. `drift` is the smallest and the largest factor of a round against the first measurement's median round,
-    which is divided out (None where it was not noted down).
+    every whole net too. Of the rounds of each measurement at most `most_redone` were thrown away because they were
+    disturbed, and measured again; in all it was `redone`. `drift` is the smallest and the largest factor of a round
+    against the first measurement's median round, which is divided out (None where it was not noted down).
     """
 
     rounds: Positive

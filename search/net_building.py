@@ -1,7 +1,7 @@
 """Nets on a runtime, to be timed: built here, or from files that other processes make ahead.
 
-Most of what a net takes to build is Python's work on its file (0.22 of 0.25 s a net of imagenet_l1.yaml's table with ONNX
-Runtime), so it is shared among the cores. Nothing may be measured meanwhile.
+Most of what a net takes to build is Python's work on its file (with ONNX Runtime 0.22 of 0.25 s a net of the table of
+imagenet_l1.yaml), so it is shared among the cores. Nothing may be measured meanwhile.
 """
 
 from __future__ import annotations
