@@ -36,8 +36,9 @@ class TableConfig(Record):
     `precision` is a number format that the runtime has (null: its usual one, fp32 for those of the project);
     `rounds` interleaved visits of every net; a block's time is that of `copies` more copies in a small net, divided
     (of fewer where the stage is not that deep).
-    After the rounds, nets are measured on until the standard error of every entry is at most `standard_error_percent` of
-    it (or a tenth of that of the largest net), and of every whole net, for `most_minutes` at most since the beginning.
+    After the rounds, nets are measured on until the standard error of every entry, and of every whole net, is at most
+    `standard_error_percent` of it (of an entry also a tenth of that of the largest net), for `most_minutes` at most
+    since the beginning.
     `audit_nets` random whole nets are measured against their predictions. `bundle` is the folder of a bundle that was
     measured on another device (`slimformer table --bundle`): the table, and all latencies of the run, are that one's.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,11 @@ DESCRIPTIONS = (".yaml", ".yml", ".json")
 
 
 class MeasuredModel(Record):
-    """One whole model: milliseconds of an inference, and what the table predicted (null where it has a part less)."""
+    """One whole model: milliseconds of an inference, and what the table predicted (null where it has a part less).
+
+    `predicted_error_ms` is the prediction's standard error, as far as it comes from the entries' (null where one has
+    none).
+    """
 
     name: str
     median_ms: float
@@ -32,6 +37,7 @@ class MeasuredModel(Record):
     p90_ms: float
     runs: int
     predicted_ms: float | None
+    predicted_error_ms: float | None = None
 
 
 class Measurement(Record):
@@ -140,12 +146,12 @@ def measured(
 
 
 def _result(model: Measurable, timing: Timing, table: LatencyTable | None) -> MeasuredModel:
-    predicted_ms = None
+    predicted_ms = error_ms = None
     if table is not None and model.architecture is not None:
         try:
-            predicted_ms = table.latency_ms(model.architecture)
+            predicted_ms, error_ms = table.latency_ms(model.architecture), table.standard_error_ms(model.architecture)
         except UnmeasuredBlock:
-            predicted_ms = None
+            predicted_ms = error_ms = None
     return MeasuredModel(
         name=model.name,
         median_ms=timing.median_ms,
@@ -153,16 +159,19 @@ def _result(model: Measurable, timing: Timing, table: LatencyTable | None) -> Me
         p90_ms=timing.p90_ms,
         runs=timing.runs,
         predicted_ms=predicted_ms,
+        predicted_error_ms=error_ms if error_ms is not None and math.isfinite(error_ms) else None,
     )
 
 
 def rows_of(results: Sequence[MeasuredModel]) -> list[list[str]]:
-    """Rows for a table: model, median, 10th to 90th percentile, predicted, measured over predicted."""
+    """Rows for a table: model, median, 10th to 90th percentile, predicted ± error, measured over predicted."""
     rows = []
     for result in results:
         predicted, ratio = "-", "-"
         if result.predicted_ms is not None:
             predicted, ratio = f"{result.predicted_ms:.3f}", f"{result.median_ms / result.predicted_ms:.3f}"
+            if result.predicted_error_ms is not None:
+                predicted += f" ± {result.predicted_error_ms:.3f}"
         spread = f"{result.p10_ms:.3f} to {result.p90_ms:.3f}"
         rows.append([result.name, f"{result.median_ms:.3f}", spread, predicted, ratio])
     return rows

@@ -37,7 +37,9 @@ def test_a_model_is_measured_beside_the_tables_prediction(
     assert same == found[str(delivered / "architecture.yaml")] | {"name": str(delivered)}
     assert same["predicted_ms"] == pytest.approx(same["median_ms"], rel=0.02)  # virtual time adds up
     assert found["poolformerv2_s12"]["predicted_ms"] is None
+    assert found["poolformerv2_s12"]["predicted_error_ms"] is None
     assert f"{same['median_ms']:.3f}" in outcome.out
+    assert f"{same['predicted_ms']:.3f} ± {same['predicted_error_ms']:.3f}" in outcome.out
 
 
 def test_an_onnx_file_is_measured_as_it_is(delivered: Path, slimformer: Slimformer) -> None:
