@@ -26,7 +26,7 @@ Timed = Skeleton | Architecture
 class Bench:
     """What all measurements of one table have in common; `built` keeps nets that are measured on, a chunk of them.
 
-    So many `processes` build nets; measuring, there is this one alone.
+    So many `processes` build nets; measuring, there is this one alone, until `until_ns` by the clock if it can be.
     """
 
     runtime: Runtime
@@ -35,6 +35,7 @@ class Bench:
     warmup: int
     generator: torch.Generator
     clock: Clock
+    until_ns: float
     processes: int = 1
     built: dict[Timed, Net] = field(default_factory=dict)
     kept_bytes: int = 0
@@ -51,10 +52,12 @@ class Bench:
         tally = _Tally(progress, total=(1 + self.rounds) * len(todo))  # each net is built once, and visited every round
         while remaining:
             nets = self._build_chunk(reference, remaining, tally)
+            share = len(nets) / (len(nets) + len(remaining))  # of the time that is left
             found = measure(
                 nets,
                 rounds=self.rounds,
                 warmup=self.warmup,
+                until_ns=self.clock() + share * (self.until_ns - self.clock()),
                 generator=self.generator,
                 clock=self.clock,
                 progress=tally.a_round_of(len(nets)),
@@ -116,5 +119,12 @@ class _Tally:
             self.progress(self.done, self.total)
 
     def a_round_of(self, nets: int) -> Progress:
-        """The progress of a measurement, called once a round, in which so many nets were visited."""
-        return lambda done, rounds: self.add(nets)
+        """The progress of a measurement, in each of whose rounds so many nets are visited."""
+        before = 0
+
+        def progress(done: int, rounds: int) -> None:
+            nonlocal before
+            self.add(nets * (done - before))
+            before = done
+
+        return progress

@@ -34,7 +34,7 @@ class RuntimeName(Record):
 
 
 class Protocol(Record):
-    """How the table was measured: rounds over all nets, warm-up calls, further copies of a block at most.
+    """How the table was measured: rounds over all nets (at first), warm-up calls, further copies of a block at most.
 
     A visit begins with `settle` untimed calls or more, until `settle_ms` have passed (0: older tables).
 

@@ -44,6 +44,7 @@ SAMPLE_MS = 0.2  # nets shorter than this are timed over several calls, above th
 VISIT_MS = 1.0  # what a visit spends at least on timed calls
 RETAKES = 8  # how often a sample is taken again during which the system gave the core to another process
 CLEAN_ROUNDS = 5  # with fewer rounds without interruption, all rounds count
+HURRIED_ROUNDS = 5  # so many there are, however little time is left
 INSTRUCTION_SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile")  # x86's
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 NORMAL_SD = 1.4826  # standard deviations in the median distance to the median, of a normal distribution
@@ -98,9 +99,11 @@ class Rounds:
     """What the rounds of a measurement were like.
 
     `redone` were thrown away and measured again; `fastest` and `slowest` are the smallest and the largest factor by
-    which the nets of one round took longer than in the median round, which is divided out.
+    which the nets of one round took longer than in the median round, which is divided out. `done` counts those that
+    are left, where several measurements were joined that of the shortest.
     """
 
+    done: int = 0
     redone: int = 0
     fastest: float = 1.0
     slowest: float = 1.0
@@ -108,6 +111,7 @@ class Rounds:
     def joined(self, later: Rounds, *, speed: float) -> Rounds:
         """With those of a later measurement, whose times are multiplied by `speed`."""
         return Rounds(
+            done=min(self.done, later.done) or max(self.done, later.done),
             redone=self.redone + later.redone,
             fastest=min(self.fastest, later.fastest / speed),
             slowest=max(self.slowest, later.slowest / speed),
@@ -197,15 +201,17 @@ def measure(
     warmup: int,
     generator: torch.Generator,
     min_runs: int = 30,
+    until_ns: float = math.inf,
     progress: Progress | None = None,
     seen: Callable[[Rounds], None] | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> dict[Key, Timing]:
     """Time all nets, interleaved, with at least `min_runs` timed calls each.
 
-    `warmup` calls of every net come first, untimed but for the choice of how many calls make a sample. `progress` is
-    called with (rounds done, rounds), those that are redone left out, `seen` with what the rounds were like, and
-    `clock` gives nanoseconds. Raises `ValueError` for rounds or warmup below 1.
+    `warmup` calls of every net come first, untimed but for the choice of how many calls make a sample. After
+    `HURRIED_ROUNDS` there is none that would end after `until_ns` by the clock, and then there may be fewer calls.
+    `progress` is called with (rounds done, rounds), those that are redone left out, `seen` with what the rounds were
+    like, and `clock` gives nanoseconds. Raises `ValueError` for rounds or warmup below 1.
     """
     if rounds < 1 or warmup < 1:
         raise ValueError(f"rounds and warmup must be 1 or more (got {rounds} and {warmup})")
@@ -221,18 +227,30 @@ def measure(
                     column[index] = _visit(nets[keys[index]], plans[index], clock)
             return column
 
-        every = np.ones(len(keys), dtype=bool)
+        every, start = np.ones(len(keys), dtype=bool), clock()
+
+        def time_left() -> bool:
+            """Whether another round ends in time, if it takes as long as those before."""
+            return len(columns) < HURRIED_ROUNDS or clock() + (clock() - start) / len(columns) <= until_ns
+
         for number in range(rounds):
+            if not time_left():
+                break
             columns.append(visit(every))
             if progress is not None:
                 progress(number + 1, rounds)
-        while redone < most_redone(rounds) and (worst := worst_disturbed(np.stack(columns, 1)[:, :, 1])) is not None:
+        done = len(columns)
+        if progress is not None and done < rounds:
+            progress(rounds, rounds)
+        while redone < most_redone(done) and (worst := worst_disturbed(np.stack(columns, 1)[:, :, 1])) is not None:
+            if not time_left():
+                break
             columns[worst] = visit(every)
             redone += 1
-        enough = np.array([min(rounds, math.ceil(min_runs / plan.runs)) for plan in plans])
-        for _ in range(rounds):  # for nets that were interrupted too often
+        enough = np.array([min(done, math.ceil(min_runs / plan.runs)) for plan in plans])
+        for _ in range(done):  # for nets that were interrupted too often
             lacking = _clean_rounds(columns) < enough
-            if not lacking.any():
+            if not lacking.any() or not time_left():
                 break
             columns.append(visit(lacking))
     clean_ms, all_ms = np.moveaxis(np.stack(columns, axis=1), 2, 0)
@@ -240,7 +258,7 @@ def measure(
     times_ms = np.where(sufficient[:, None], clean_ms, all_ms)
     if seen is not None:
         drift = _drift(times_ms)
-        seen(Rounds(redone=redone, fastest=float(drift.min()), slowest=float(drift.max())))
+        seen(Rounds(done=done, redone=redone, fastest=float(drift.min()), slowest=float(drift.max())))
     return dict(zip(keys, timings_of(times_ms, runs=[plan.runs for plan in plans]), strict=True))
 
 

@@ -79,7 +79,7 @@ def build_table(
     copies: int,
     seed: int,
     standard_error_percent: float = 1.0,
-    most_seconds: float = 0.0,
+    most_seconds: float,
     whole_nets: Callable[[SearchSpace], Sequence[Architecture]] = lambda space: (),
     warmup: int = 3,
     pairs: int = PAIRS,
@@ -89,21 +89,22 @@ def build_table(
 ) -> tuple[LatencyTable, dict[Architecture, Timing]]:
     """Measure every part of the space on a runtime, in ms per inference of `batch_size` images, and whole nets of it.
 
-    `rounds` visits each net at least that often (30 timed calls or more in all), `copies` is how many more times a
-    block is in the one net than in the other (at most the depth of its stage), `pairs` the most pairs of widths
-    measured per transition between two stages. After the rounds, entries whose standard error is above
-    `standard_error_percent` of them (and above a tenth of that of the largest net) are measured on, and the whole nets
-    with them, for as many rounds again, until there are none and the whole nets are known to as much, or `most_seconds`
-    have passed since the beginning. `seed` orders the nets, `processes` build them. `whole_nets` is asked for nets of
-    the space without the candidates that the runtime cannot build (`LatencyTable.left_out`). `progress` is called with
-    (steps done, steps), first one step a block that is tried, then one a net built and one a round and net; each time
-    that nets are measured on, it begins anew.
+    `rounds` visits each net that often (30 timed calls or more in all), `copies` is how many more times a block is in
+    the one net than in the other (at most the depth of its stage), `pairs` the most pairs of widths measured per
+    transition between two stages. After the rounds, entries whose standard error is above `standard_error_percent` of
+    them (and above a tenth of that of the largest net) are measured on, and the whole nets with them, for as many
+    rounds again, until there are none and the whole nets are known to as much. Once `most_seconds` have passed since
+    the beginning there are no more rounds, the first `search.measure.HURRIED_ROUNDS` aside; a tenth of that is added
+    for what came out at or below zero. `seed` orders the nets, `processes` build them. `whole_nets` is asked for nets
+    of the space without the candidates that the runtime cannot build (`LatencyTable.left_out`). `progress` is called
+    with (steps done, steps), first one step a block that is tried, then one a net built and one a round and net; each
+    time that nets are measured on, it begins anew.
 
     Raises `UserError`, with the runtime's words, if it cannot build what the space cannot do without.
     """
     generator = torch.Generator().manual_seed(seed)
     until = clock() + 1e9 * most_seconds
-    bench = Bench(runtime, batch_size, rounds, warmup, generator, clock, processes)
+    bench = Bench(runtime, batch_size, rounds, warmup, generator, clock, until, processes)
     left_out = _refused(space, bench, progress)
     space = _without(space, left_out)
     found = _Recipes.of(space, copies=copies, pairs=pairs)
@@ -118,7 +119,7 @@ def build_table(
         nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *wholes]
         seen = _measure_on(timings, seen, nets, bench, progress)
     values = _with_unsettled(found, _solve(measured, timings), goal, space)
-    values |= _settle(measured, values, bench)
+    values |= _settle(measured, values, replace(bench, until_ns=clock() + 1e8 * most_seconds))
     condition = Condition(
         runtime=RuntimeName(name=runtime.name, version=runtime.version),
         precision=runtime.precision,
@@ -128,7 +129,7 @@ def build_table(
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     )
     protocol = Protocol(
-        rounds=rounds,
+        rounds=seen.done,
         standard_error_percent=standard_error_percent,
         most_seconds=most_seconds,
         warmup=warmup,
@@ -138,7 +139,7 @@ def build_table(
         nets=len(skeletons),
         seed=seed,
         redone=seen.redone,
-        most_redone=most_redone(rounds),
+        most_redone=most_redone(seen.done),
         drift=(round(seen.fastest, 4), round(seen.slowest, 4)),
     )
     table = _table(space, found, values, condition, protocol, left_out)
@@ -327,7 +328,7 @@ def _measure_on(
     speed = statistics.median(timings[net].median_ms / found.median_ms for net, found in later.items())
     for net, found in later.items():
         timings[net] = timings[net].joined(found, speed=speed)
-    return seen.joined(rounds, speed=speed)
+    return replace(seen.joined(rounds, speed=speed), done=seen.done)
 
 
 def _settle(measured: list[Recipe], values: dict[LatencyKey, _Value], bench: Bench) -> dict[LatencyKey, _Value]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from torch import nn
 from search import bench
 from search.latency_audit import LatencyAudit, audit
 from search.latency_table import LatencyTable
+from search.measure import HURRIED_ROUNDS
 from search.parts import keys
 from search.runtimes import runtime
 from search.skeletons import SkeletonModule, recipes
 from search.table_building import build_table, required_keys, table_nets
+from supernet.architecture import Architecture
 from supernet.metaformer import MetaFormer, MetaFormerStage
 from supernet.schema import UserError
 from supernet.space import SearchSpace
@@ -66,6 +69,9 @@ class AdditiveDevice:
 
         return run
 
+    def latency_ms(self, architecture: Architecture) -> float:
+        return (40_000 + self.duration_ns(MetaFormer(architecture))) / 1e6
+
     def duration_ns(self, module: nn.Module) -> int:
         match module:
             case nn.Identity() | None:
@@ -86,13 +92,13 @@ class AdditiveDevice:
                 return 5_000 + 11 * sum(parameter.numel() for parameter in module.parameters())
 
 
-def table_of(device: AdditiveDevice, found: SearchSpace, **changes: int) -> LatencyTable:
-    options = {"batch_size": 1, "rounds": 3, "copies": 4, "seed": 0} | changes
+def table_of(device: AdditiveDevice, found: SearchSpace, **changes: Any) -> LatencyTable:
+    options = {"batch_size": 1, "rounds": 3, "copies": 4, "seed": 0, "most_seconds": 0} | changes
     return build_table(found, device, clock=device.clock, **options)[0]
 
 
 def audited(device: AdditiveDevice, found: SearchSpace, nets: list) -> LatencyAudit:
-    options = {"batch_size": 1, "rounds": 3, "copies": 4, "seed": 0, "clock": device.clock}
+    options = {"batch_size": 1, "rounds": 3, "copies": 4, "seed": 0, "most_seconds": 0, "clock": device.clock}
     return audit(*build_table(found, device, whole_nets=lambda _: nets, **options))
 
 
@@ -135,6 +141,7 @@ def test_whole_nets_are_measured_in_the_rounds_of_the_table_and_each_once():
         rounds=3,
         copies=4,
         seed=0,
+        most_seconds=0,
         whole_nets=lambda _: [*nets, nets[0]],
         clock=device.clock,
     )
@@ -217,7 +224,7 @@ def test_a_part_that_costs_nothing_is_flagged_and_never_zero():
 
 def seconds_of_ten_rounds(searched: SearchSpace) -> float:
     device = AdditiveDevice()
-    table_of(device, searched, rounds=10)
+    table_of(device, searched, rounds=10, most_seconds=1e6)
     return device.now_ns / 1e9
 
 
@@ -271,7 +278,7 @@ def test_what_is_measured_on_is_brought_to_the_speed_of_the_first_rounds():
 def test_the_table_says_how_many_rounds_were_redone_and_what_drift_it_saw():
     searched, device = space(tokens=False), AdditiveDevice()
     round_ns = 1e8 * seconds_of_ten_rounds(searched)
-    exact = table_of(AdditiveDevice(), searched, rounds=6)
+    exact = table_of(AdditiveDevice(), searched, rounds=6, most_seconds=1e6)
     build = device.build
 
     def sometimes_slower(module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
@@ -284,7 +291,7 @@ def test_the_table_says_how_many_rounds_were_redone_and_what_drift_it_saw():
         return slower
 
     device.build = sometimes_slower  # type: ignore[method-assign]
-    found = table_of(device, searched, rounds=6)
+    found = table_of(device, searched, rounds=6, most_seconds=1e6)
     assert found.protocol.most_redone == 3
     assert 1 <= found.protocol.redone <= 3
     assert found.protocol.drift == pytest.approx((1.0, 1.0), abs=0.31)
@@ -292,6 +299,25 @@ def test_the_table_says_how_many_rounds_were_redone_and_what_drift_it_saw():
         assert entry.median_ms == pytest.approx(exact.ms(entry.key), rel=1e-3)
     assert exact.protocol.redone == 0
     assert exact.protocol.drift == (1.0, 1.0)
+
+
+def test_when_time_is_short_there_are_fewer_rounds_and_the_table_says_how_many():
+    searched = space(tokens=False)
+    ten = AdditiveDevice()
+    table_of(ten, searched, rounds=10, most_seconds=1e6)
+    for share, least, most in ((0.0, HURRIED_ROUNDS, HURRIED_ROUNDS), (0.8, 6, 9)):
+        device, seen = AdditiveDevice(), []
+        found = table_of(
+            device,
+            searched,
+            rounds=10,
+            most_seconds=share * ten.now_ns / 1e9,
+            progress=lambda *steps, seen=seen: seen.append(steps),
+        )
+        assert least <= found.protocol.rounds <= most
+        assert device.now_ns < max(share, 0.7) * ten.now_ns
+        assert found.latency_ms(searched.largest) == pytest.approx(device.latency_ms(searched.largest), rel=1e-3)
+        assert seen[-1][0] == seen[-1][1]
 
 
 def test_the_table_states_its_condition():
@@ -314,6 +340,7 @@ def test_progress_ends_at_its_total():
         rounds=2,
         copies=4,
         seed=0,
+        most_seconds=0,
         clock=device.clock,
         progress=lambda done, total: seen.append((done, total)),
     )
@@ -344,7 +371,7 @@ def test_building_a_table_leaves_torchs_random_numbers_alone():
 @pytest.mark.parametrize("name", ["onnxruntime", "eager"])
 def test_a_real_runtime_fills_the_whole_table(name):
     searched = space(largest=16)
-    table, _ = build_table(searched, runtime(name, threads=1), batch_size=1, rounds=2, copies=2, seed=0)
+    table, _ = build_table(searched, runtime(name, threads=1), batch_size=1, rounds=2, copies=2, seed=0, most_seconds=0)
     assert {entry.key for entry in table.entries} == required_keys(searched)
     assert table.latency_ms(searched.largest) > table.latency_ms(searched.smallest) > 0
 
@@ -353,7 +380,8 @@ def test_a_real_runtime_fills_the_whole_table(name):
 def test_the_table_ranks_whole_nets_and_is_within_a_factor_of_two():
     searched, onnx = space(largest=64), runtime("onnxruntime", threads=1)
     nets = random_nets(searched, 20)
-    result = audit(*build_table(searched, onnx, batch_size=1, rounds=15, copies=4, seed=0, whole_nets=lambda _: nets))
+    options = {"batch_size": 1, "rounds": 15, "copies": 4, "seed": 0, "most_seconds": 60}
+    result = audit(*build_table(searched, onnx, whole_nets=lambda _: nets, **options))
     assert result.kendall_tau > 0.6
     assert result.worst_percent < 100
 
@@ -384,6 +412,7 @@ def test_a_candidate_that_the_runtime_cannot_build_at_some_width_is_left_out_and
         rounds=3,
         copies=4,
         seed=0,
+        most_seconds=0,
         whole_nets=lambda left: [asked.append(left) or left.random(torch.Generator().manual_seed(n)) for n in range(4)],
         clock=device.clock,
     )
