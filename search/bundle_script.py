@@ -53,7 +53,7 @@ FILES_PROTOCOL = {  # for models that no plan speaks of
     "settle_ms": 10.0,
     "retakes": 8,
     "sample_ms": 0.2,
-    "visit_ms": 1.0,
+    "visit_ms": 5.0,
 }
 CLEAN_SHARE = 0.5  # of a visit's samples: with fewer that nothing interrupted, all of them count
 

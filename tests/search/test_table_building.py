@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from search import bench
+from search import bench, measure
 from search.latency_audit import LatencyAudit, audit
 from search.latency_table import LatencyTable
 from search.measure import HURRIED_ROUNDS
@@ -247,7 +247,8 @@ def test_nets_are_measured_on_until_every_entry_is_known_well_enough():
     assert hurried.protocol.most_seconds == 0
 
 
-def test_whole_nets_are_measured_on_until_each_is_known_well_enough():
+def test_whole_nets_are_measured_on_until_each_is_known_well_enough(monkeypatch):
+    monkeypatch.setattr(measure, "VISIT_MS", 0.2)
     searched = space(tokens=False)
     nets = random_nets(searched, 6)
 
@@ -255,15 +256,16 @@ def test_whole_nets_are_measured_on_until_each_is_known_well_enough():
         device = AdditiveDevice()
         device.jitter = 0.1
         options = {"batch_size": 1, "rounds": 10, "copies": 4, "seed": 0, "clock": device.clock}
-        limits = {"standard_error_percent": 1.5, "most_seconds": most_seconds}
+        limits = {"standard_error_percent": 2.5, "most_seconds": most_seconds}
         return list(build_table(searched, device, whole_nets=lambda _: nets, **options, **limits)[1].values())
 
-    hurried, patient = timings(0), timings(300 * seconds_of_ten_rounds(searched))
-    assert any(timing.standard_error_ms > 0.015 * timing.median_ms for timing in hurried)
-    assert all(timing.standard_error_ms <= 0.015 * timing.median_ms for timing in patient)
+    hurried, patient = timings(0), timings(100 * seconds_of_ten_rounds(searched))
+    assert any(timing.standard_error_ms > 0.025 * timing.median_ms for timing in hurried)
+    assert all(timing.standard_error_ms <= 0.025 * timing.median_ms for timing in patient)
 
 
-def test_what_is_measured_on_is_brought_to_the_speed_of_the_first_rounds():
+def test_what_is_measured_on_is_brought_to_the_speed_of_the_first_rounds(monkeypatch):
+    monkeypatch.setattr(measure, "VISIT_MS", 0.2)
     searched, exact = space(tokens=False), table_of(AdditiveDevice(), space(tokens=False))
     seconds = seconds_of_ten_rounds(searched)
     device = AdditiveDevice()
