@@ -1,10 +1,11 @@
-"""Benchmark: how much longer a net's first calls take after another net has run, until they take what they always do.
+"""Benchmark: how long a visit of a net has to be: until its calls take what they always do, and to be certain enough.
 
     python -m experiments.benchmarks.settling experiments/imagenette.yaml --set data.num_classes=10
 
 Random nets of an experiment's space, on its table's runtime. Each round visits all nets in random order and times
-consecutive calls of each; a call is compared with the last three of the visit. What `search.measure.SETTLE_MS` is based
-on.
+consecutive calls of each; a call is compared with the last three of the visit. How certain a visit is by the median of
+its last calls is seen from the two halves of the rounds, each round's drift divided out. `search.measure.SETTLE_MS` and
+`VISIT_MS` are based on it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def calls_ms(
     progress: Progress | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> np.ndarray:
-    """The median ms, over the rounds, of every call of a visit: a row a net, a column a call."""
+    """The ms of every call: rounds, nets, calls of a visit."""
     built = list(nets.values())
     times = np.empty((rounds, len(built), calls))
     for number in range(rounds):
@@ -49,12 +50,12 @@ def calls_ms(
             times[number, index] = [1e3 * stopwatch_seconds(built[index], clock=clock) for _ in range(calls)]
         if progress is not None:
             progress(number + 1, rounds)
-    medians: np.ndarray = np.median(times, axis=0)
-    return medians
+    return times
 
 
-def rows_of(median_ms: np.ndarray) -> list[list[str]]:
+def rows_of(times_ms: np.ndarray) -> list[list[str]]:
     """Rows for a table: nets from the fastest to the slowest in groups, their mean ms, every call against the last."""
+    median_ms = np.median(times_ms, axis=0)
     settled_ms = median_ms[:, -LAST:].mean(axis=1)
     groups = np.array_split(np.argsort(settled_ms), min(GROUPS, len(settled_ms)))
     return [
@@ -68,17 +69,30 @@ def _ratios(median_ms: np.ndarray, settled_ms: np.ndarray) -> np.ndarray:
     return ratios
 
 
+def certainty_rows(times_ms: np.ndarray) -> list[list[str]]:
+    """Rows for a table: how many last calls a visit counts by, and what the two halves of the rounds then differ by."""
+    rows = []
+    for calls in (1, 2, 4, 8):
+        if calls <= times_ms.shape[2] // 2:
+            logs = np.log(np.median(times_ms[:, :, -calls:], axis=2))
+            logs -= np.median(logs, axis=0)
+            logs -= np.median(logs, axis=1, keepdims=True)
+            halves = np.median(logs[0::2], axis=0) - np.median(logs[1::2], axis=0)
+            rows.append([str(calls), f"{100 * float(np.abs(halves).mean()):.2f}"])
+    return rows
+
+
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.settling", description=_SUMMARY)
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--nets", type=int, default=40, help="default: 40")
     parser.add_argument("--rounds", type=int, default=60, help="default: 60")
-    parser.add_argument("--calls", type=int, default=12, help="of a net in a row (default: 12)")
+    parser.add_argument("--calls", type=int, default=16, help="of a net in a row (default: 16)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field")
     return parser.parse_args(words)
 
 
-_SUMMARY = "How much longer a net's first calls take after another net has run."
+_SUMMARY = "How much longer a net's first calls take after another net has run, and how certain the later ones are."
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -101,6 +115,7 @@ def main(words: Sequence[str] | None = None) -> None:
     title = f"{device.name} {device.version}, {device.precision}, threads: {table.threads}, {where.machine.described}"
     header = ["ms", *(f"call {number}" for number in range(1, arguments.calls + 1))]
     screen.table(f"{title}, commit {(where.commit or 'unknown')[:7]}", header, rows_of(found))
+    screen.table("Last calls of a visit", ["median of", "halves of the rounds differ by, %"], certainty_rows(found))
 
 
 if __name__ == "__main__":
