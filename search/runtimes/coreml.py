@@ -20,6 +20,7 @@ from supernet.fused import fused
 from supernet.onnx_export import INPUT_NAME, OUTPUT_NAME
 from supernet.schema import UserError
 
+UNKNOWN = [torch.ops.aten.addcmul]  # to coremltools; taken apart before it sees them
 _DATE = "com.github.apple.coremltools.conversion_date"
 
 
@@ -36,7 +37,9 @@ def mlpackage(module: nn.Module, *, input_shape: tuple[int, ...], precision: str
         raise needs_extra("coreml", error) from None
     kinds = {"fp32": coremltools.precision.FLOAT32, "fp16": coremltools.precision.FLOAT16}
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder, quiet():
-        graph = torch.export.export(fused(module), (torch.zeros(input_shape),)).run_decompositions({})
+        graph = torch.export.export(fused(module), (torch.zeros(input_shape),)).run_decompositions(
+            torch._decomp.get_decompositions(UNKNOWN)
+        )
         model = coremltools.convert(
             graph,
             inputs=[coremltools.TensorType(name=INPUT_NAME, shape=input_shape, dtype=np.float32)],

@@ -12,6 +12,7 @@ from torch import nn
 from search.model_files import model_file, write_model
 from search.runtimes import runtime
 from search.runtimes.quiet import quiet
+from supernet import create_model
 from supernet.schema import UserError
 
 SHAPE = (2, 3, 8, 8)
@@ -52,3 +53,15 @@ def test_a_converted_net_says_what_it_takes_and_gives(precision: str, tmp_path: 
     assert spec.WhichOneof("Type") == "mlProgram"
     (weights,) = path.rglob("weight.bin")
     assert weights.stat().st_size > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0", "caformer_s18", "poolformer_s12"])
+def test_published_models_are_converted(name: str):
+    pytest.importorskip("coremltools", reason="coremltools is not installed: pip install '.[coreml]'")
+    model = create_model(name).eval()
+    content = model_file("coreml", model, (1, 3, *model.architecture.resolution_px), precision="fp16")
+    assert not isinstance(content, bytes)
+    weights = sum(len(data) for file, data in content.items() if file.endswith("weight.bin"))
+    parameters = sum(parameter.numel() for parameter in model.fused().parameters())
+    assert weights == pytest.approx(2 * parameters, rel=0.05)
