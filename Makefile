@@ -44,7 +44,7 @@ record: ## keep the small files of a run: make record RUN=runs/cifar10
 	@test -n "$(RUN)" && test -f "$(RUN)/evaluation.json" || { echo "make record RUN=runs/NAME, of a finished run"; exit 2; }
 	rm -rf experiments/records/$(notdir $(RUN))
 	mkdir -p experiments/records/$(notdir $(RUN))
-	cd $(RUN) && tar cf - *.json trajectory.jsonl report.html architectures delivered/*/*.yaml delivered/*/*.json \
+	cd $(RUN) && tar cf - *.json trajectory*.jsonl report.html architectures delivered/*/*.yaml delivered/*/*.json \
 		supernet/*.csv models/*/*.csv \
 		| tar xf - -C $(CURDIR)/experiments/records/$(notdir $(RUN))
 	$(BIN)/python -c 'from analysis.report import write_report; write_report("experiments/records/$(notdir $(RUN))")'

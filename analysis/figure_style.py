@@ -42,16 +42,17 @@ PALETTE: dict[str, tuple[str, str]] = {
 }
 _METHODS = {
     "search": ("blue", "o"),
+    "frontier": ("sky", "X"),
     "exact": ("green", "^"),
     "evolution": ("purple", "v"),
     "random_search": ("orange", "P"),
     "uniform": ("vermillion", "s"),
     "random": ("grey", "D"),
 }
-_OTHER_METHODS = (("sky", "X"), ("yellow", "h"), ("ink", "*"))
+_OTHER_METHODS = (("yellow", "h"), ("ink", "*"), ("muted", "p"))
 _BLOCKS = {"identity": "paper", "mb4d": "sky", "mb3d": "orange", "separable_conv": "green", "conv": "purple"}
 _OTHER_BLOCKS = ("yellow", "blue", "vermillion")
-_ACTIONS = {"skip_path": "ink", "drop_first_3d": "orange", "narrow_stage": "purple"}
+_ACTIONS = {"skip_path": "ink", "drop_first_3d": "orange", "narrow_stage": "purple", "change_candidate": "sky"}
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 

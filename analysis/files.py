@@ -236,6 +236,7 @@ class ActionRecord(FileRecord):
     stage: int | None = None
     block: int | None = None
     width_channels: int | None = None
+    candidate: str | None = None
 
 
 class AlternativeRecord(FileRecord):
@@ -247,12 +248,18 @@ class AlternativeRecord(FileRecord):
     saved_ms: float | None = None
     accuracy_drop_points: float | None = None
     drop_per_ms: float | None = None
+    drop_per_mes: float | None = None
     chosen: bool = False
     reason: str | None = None
 
+    @property
+    def drop_per_gain(self) -> float | None:
+        """The drop in points per millisecond saved, or per point of the score that the search went by instead."""
+        return self.drop_per_ms if self.drop_per_mes is None else self.drop_per_mes
+
 
 class StepRecord(FileRecord):
-    """One line of `trajectory.jsonl`; step 0 is the largest architecture and has no action."""
+    """One line of a trajectory; step 0 is the largest architecture and has no action."""
 
     step: Count
     action: ActionRecord | None

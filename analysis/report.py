@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from analysis.figure_style import (
     method_colour,
     save_figure,
 )
-from analysis.files import ModelRecord, StageRun, StepRecord
+from analysis.files import AlternativeRecord, ModelRecord, StageRun, StepRecord
 from analysis.importance_plot import importance_figure
 from analysis.latency_audit import error_percent, latency_audit_figure
 from analysis.pareto_plot import pareto_figure
@@ -45,7 +46,8 @@ from analysis.wording import (
 from supernet.schema import write_atomically
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_FIGURES = ("pareto", "importance", "supernet", "trajectory", "latency-audit")
+_FIGURES = ("pareto", "importance", "supernet", "trajectory", "trajectory-frontier", "latency-audit")
+_REJECTED = 3  # alternatives of a step that the table lists: those that came nearest
 
 
 def write_report(directory: Path) -> Path:
@@ -88,7 +90,7 @@ def render(run: Run) -> str:
         | {name: _responsive(make, label=label, key=name) for name, (make, label) in _figures(run).items()},
         **_delivered(run),
         drawings=_drawings(run),
-        steps=_steps(run.trajectory),
+        steps={"trajectory": _steps(run.trajectory), "trajectory-frontier": _steps(run.frontier)},
         audit=_audit(run),
         environments=_environments(run),
         seeds=_seeds(run),
@@ -120,6 +122,11 @@ def _figures(run: Run) -> dict[str, tuple[Callable[[int], Figure], str]]:
         figures["trajectory"] = (
             lambda width_px: trajectory_figure(run.trajectory, budgets_ms=run.budgets_ms, width_px=width_px),
             "Predicted latency, held-out accuracy and the stage acted on at every step of the search",
+        )
+    if run.frontier:
+        figures["trajectory-frontier"] = (
+            lambda width_px: trajectory_figure(run.frontier, budgets_ms=run.budgets_ms, width_px=width_px),
+            "The same at every step of the search over the whole frontier",
         )
     if audit is not None:
         models = evaluation.models if evaluation is not None else ()
@@ -184,8 +191,8 @@ def _drawings(run: Run) -> dict[str, Any]:
     """The drawings by budget, the largest architecture of the search, and the legend of block types."""
     models = ordered(run.evaluation.models) if run.evaluation is not None else []
     drawn = [(model, shape) for model in models if (shape := run.outline(model)) is not None]
-    first = run.trajectory[0] if run.trajectory else None
-    largest = outline(first.architecture, source="trajectory.jsonl: step 0") if first is not None else None
+    first = run.largest
+    largest = outline(first.architecture, source="step 0 of a trajectory") if first is not None else None
     shapes = [shape for _, shape in drawn] + ([largest] if largest is not None else [])
     if not shapes:
         return {"budgets": [], "largest": None, "legend": []}
@@ -221,15 +228,18 @@ def _hue(model: ModelRecord, models: Sequence[ModelRecord]) -> str:
 
 
 def _steps(trajectory: Sequence[StepRecord]) -> list[dict[str, Any]]:
-    """The rows of the step table; alternatives that were not chosen are listed with their reason."""
-    return [
-        {
-            "step": step,
-            "hue": action_colour(step.action.kind) if step.action is not None else "grey",
-            "rejected": [alternative for alternative in step.alternatives if not alternative.chosen],
-        }
-        for step in trajectory
-    ]
+    """The rows of the step table, with the alternatives that came nearest to being chosen, and their reasons."""
+
+    def loses(alternative: AlternativeRecord) -> float:
+        return math.inf if alternative.drop_per_gain is None else alternative.drop_per_gain
+
+    rows = []
+    for step in trajectory:
+        rejected = sorted((one for one in step.alternatives if not one.chosen), key=loses)
+        hue = action_colour(step.action.kind) if step.action is not None else "grey"
+        left_out = max(0, len(rejected) - _REJECTED)
+        rows.append({"step": step, "hue": hue, "rejected": rejected[:_REJECTED], "left_out": left_out})
+    return rows
 
 
 def _audit(run: Run) -> dict[str, Any] | None:

@@ -45,6 +45,7 @@ class Run:
     audit: LatencyAuditFile | None
     tables: dict[str, LatencyTableFile]
     trajectory: tuple[StepRecord, ...]
+    frontier: tuple[StepRecord, ...]
     evaluation: EvaluationFile | None
     architectures: dict[str, dict[str, Any]]
     missing: tuple[Missing, ...]
@@ -55,8 +56,14 @@ class Run:
         if self.evaluation is not None and self.evaluation.models:
             return tuple(sorted({model.budget_ms for model in self.evaluation.models}))
         search = self.experiment.search if self.experiment is not None else SearchSettings()
-        shares = search.budgets_of_largest if self.trajectory else None
-        return tuple(sorted(search.budgets_ms or [share * self.trajectory[0].latency_ms for share in shares or ()]))
+        shares = search.budgets_of_largest if self.largest is not None else None
+        largest_ms = 0.0 if self.largest is None else self.largest.latency_ms
+        return tuple(sorted(search.budgets_ms or [share * largest_ms for share in shares or ()]))
+
+    @property
+    def largest(self) -> StepRecord | None:
+        """Where every trajectory begins: the largest architecture of the search, or None without a trajectory."""
+        return next(iter(self.trajectory or self.frontier), None)
 
     @property
     def name(self) -> str:
@@ -79,8 +86,10 @@ _EXPECTED: tuple[tuple[str, str, str], ...] = (
     ("latency-*.json", "conditions of the latency table", "table"),
     ("latency-audit.json", "predicted against measured latency", "table"),
     ("trajectory.jsonl", "the search, step by step", "search"),
+    ("trajectory-frontier.jsonl", "the search over the whole frontier, step by step", "search"),
     ("evaluation.json", "the delivered models, the Pareto front and the comparison", "evaluate"),
 )
+_METHODS = {"trajectory.jsonl": "search", "trajectory-frontier.jsonl": "frontier"}  # whose file it is
 
 
 def read_run(directory: Path) -> Run:
@@ -95,15 +104,14 @@ def read_run(directory: Path) -> Run:
     tables = sorted(path for path in directory.glob("latency-*.json") if path.name != "latency-audit.json")
     experiment = directory / "config.json"
     described = load(ExperimentFile, experiment) if experiment.exists() else None
-    expected = _EXPECTED
-    if described is not None and "search" not in described.search.methods:
-        expected = tuple(entry for entry in _EXPECTED if entry[0] != "trajectory.jsonl")
+    methods = SearchSettings().methods if described is None else described.search.methods
+    expected = tuple(entry for entry in _EXPECTED if entry[0] not in _METHODS or _METHODS[entry[0]] in methods)
     absent = {file for file, _, _ in expected if not (tables if "*" in file else (directory / file).exists())}
     if len(absent) == len(expected):
         raise UserError(f"{directory}: holds no experiment (neither config.json nor any artifact)")
 
     def there(file: str) -> Path | None:
-        return None if file in absent else directory / file
+        return directory / file if file in {entry[0] for entry in expected} - absent else None
 
     evaluation = load(EvaluationFile, path) if (path := there("evaluation.json")) else None
     architectures, lost = _architectures(directory, evaluation)
@@ -115,7 +123,8 @@ def read_run(directory: Path) -> Run:
         metrics=read_metrics(path) if (path := there("supernet/supernet-metrics.csv")) else (),
         audit=load(LatencyAuditFile, path) if (path := there("latency-audit.json")) else None,
         tables={path.name: load(LatencyTableFile, path) for path in tables},
-        trajectory=read_trajectory(path) if (path := there("trajectory.jsonl")) and path.exists() else (),
+        trajectory=read_trajectory(path) if (path := there("trajectory.jsonl")) else (),
+        frontier=read_trajectory(path) if (path := there("trajectory-frontier.jsonl")) else (),
         evaluation=evaluation,
         architectures=architectures,
         missing=tuple(
@@ -139,7 +148,7 @@ def read_metrics(path: Path) -> tuple[MetricRow, ...]:
 
 
 def read_trajectory(path: Path) -> tuple[StepRecord, ...]:
-    """Read `trajectory.jsonl`. Raises `UserError` that names the line which is cut short or wrong."""
+    """Read a trajectory, one step a line. Raises `UserError` that names the line which is cut short or wrong."""
     steps = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():

@@ -13,7 +13,7 @@ from analysis.figure_style import WIDE_PX, action_colour, canvas, colour, house_
 from analysis.files import StepRecord
 from analysis.wording import action_kind_text, budget_text
 
-_MARKERS = {"skip_path": "o", "drop_first_3d": "D", "narrow_stage": "v"}
+_MARKERS = {"skip_path": "o", "drop_first_3d": "D", "narrow_stage": "v", "change_candidate": "P"}
 
 
 def trajectory_figure(

@@ -8,6 +8,7 @@ from analysis.files import ActionRecord, ModelRecord
 
 _METHOD_NAMES = {
     "search": "search",
+    "frontier": "frontier slimming",
     "exact": "exact solver",
     "evolution": "evolution",
     "random_search": "random search",
@@ -85,13 +86,20 @@ def action_text(action: ActionRecord | None) -> str:
         return "drop the first MB3D"
     if action.kind == "narrow_stage":
         return f"narrow stage {action.stage} to {action.width_channels} channels"
+    if action.kind == "change_candidate":
+        return f"change stage {action.stage} block {action.block} to {block_text(action.candidate or '')}"
     numbers = [f"{name} {value}" for name, value in action.model_dump().items() if name != "kind" and value is not None]
     return " ".join([action.kind.replace("_", " "), *numbers])
 
 
 def action_kind_text(kind: str) -> str:
     """The name of a kind of action in a legend."""
-    names = {"skip_path": "skip a MetaPath", "drop_first_3d": "drop the first MB3D", "narrow_stage": "narrow a stage"}
+    names = {
+        "skip_path": "skip a MetaPath",
+        "drop_first_3d": "drop the first MB3D",
+        "narrow_stage": "narrow a stage",
+        "change_candidate": "change a block",
+    }
     return names.get(kind, kind.replace("_", " "))
 
 

@@ -32,7 +32,7 @@ from supernet.cost import Cost
 from supernet.schema import load, plain, save
 from train.randomness import generator_for
 
-WITHOUT_RANDOMNESS: tuple[Method, ...] = ("search", "exact", "uniform")
+WITHOUT_RANDOMNESS: tuple[Method, ...] = ("search", "frontier", "exact", "uniform")
 REFERENCE: Method = "random_search"
 
 

@@ -8,13 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from search.efficiency import MobileEfficiency
 from supernet.schema import Record, RecordT, UserError, parse, parse_yaml, read_data
 from supernet.space import SearchSpace, SpaceShape
 from train.data import DataConfig
 from train.retraining import RetrainConfig
 from train.supernet_training import SupernetConfig
 
-Method = Literal["search", "exact", "evolution", "random_search", "uniform", "random"]
+Method = Literal["search", "frontier", "exact", "evolution", "random_search", "uniform", "random"]
 Positive = Annotated[int, Field(gt=0)]
 Milliseconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -57,6 +58,17 @@ class TableConfig(Record):
     bundle: str | None = None
 
 
+class FrontierConfig(Record):
+    """What greedy slimming over the whole frontier divides an action's loss of accuracy by.
+
+    `gain` is milliseconds saved ("ms"), or what the Mobile Efficiency Score of size and latency rises by ("mes"), whose
+    constants `mes` holds.
+    """
+
+    gain: Literal["ms", "mes"] = "ms"
+    mes: MobileEfficiency = MobileEfficiency()
+
+
 class EvolutionConfig(Record):
     """Evolution through Optuna, and random search at equal cost: each scores `trials` architectures in all.
 
@@ -78,14 +90,15 @@ class SearchConfig(Record):
 
     Budgets are given in milliseconds, or as shares of the largest architecture's predicted latency, for an experiment
     that should run on any device. `methods` are all delivered at every budget: the published slimming ("search"), the
-    integer program over choices that are scored one by one ("exact"), evolution, the best-scored of many random
-    architectures ("random_search"), uniform scaling and one random architecture. A net must measure `margin` below its
-    budget before it is retrained; one that measures more than `slack` of that below it is given up for a slower one, if
-    the method has any. Scores re-fit batch-norm statistics on `refit_images` training images, in equal batches of at
-    most `evaluate.batch_size`, and count `score_images` of the held-out part (null: all of it).
+    same over every legal action of a step ("frontier"), the integer program over choices that are scored one by one
+    ("exact"), evolution, the best-scored of many random architectures ("random_search"), uniform scaling and one random
+    architecture. A net must measure `margin` below its budget before it is retrained; one that measures more than
+    `slack` of that below it is given up for a slower one, if the method has any. Scores re-fit batch-norm statistics on
+    `refit_images` training images, in equal batches of at most `evaluate.batch_size`, and count `score_images` of the
+    held-out part (null: all of it).
     """
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"evolution"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"frontier", "evolution"})
 
     budgets_ms: tuple[Milliseconds, ...] | None = None
     budgets_of_largest: tuple[Fraction, ...] | None = None
@@ -94,6 +107,7 @@ class SearchConfig(Record):
     slack: Annotated[float, Field(gt=0, le=1)] = 0.03
     refit_images: Positive = 1024
     score_images: Positive | None = None
+    frontier: FrontierConfig = FrontierConfig()
     evolution: EvolutionConfig = EvolutionConfig()
 
     @model_validator(mode="after")

@@ -63,9 +63,7 @@ def export_models(run: Run) -> list[Path]:
         batch_size=table.batch_size,
         models=tuple(results),
     )
-    if solver.trajectory is not None:  # made again, and longer, because a model measured above its budget
-        solver.trajectory.save(run.path / "trajectory-export.jsonl")
-        paths.append(run.path / "trajectory-export.jsonl")
+    paths += solver.save_trajectories(suffix="-export")  # made again, and longer, for a model above its budget
     save(record, run.path / "exported.json")
     return [*paths, run.path / "exported.json"]
 

@@ -187,9 +187,12 @@ def most_scores(space: SearchSpace, search: SearchConfig) -> int:
     scores = 0
     if "search" in search.methods:
         scores += 3 * (len(space.positions) + widths)  # a step narrows a stage or leaves a block out
+    candidates = sum(stage.depth * len(stage.candidates) for stage in space.stages)
+    if "frontier" in search.methods:
+        others = candidates - len(space.positions)  # a step takes one of these, narrows a stage, or drops a token block
+        scores += (others + widths - len(space.stages)) * (others + len(space.stages) + 1)
     if "exact" in search.methods:
-        choices = widths + sum(stage.depth * len(stage.candidates) for stage in space.stages)
-        scores += choices + budgets * ROUNDS * (1 + NEIGHBOURS)
+        scores += widths + candidates + budgets * ROUNDS * (1 + NEIGHBOURS)
     scores += sum(method in search.methods for method in ("evolution", "random_search")) * search.evolution.trials
     return scores
 

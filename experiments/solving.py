@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from experiments.artifacts import digest_of
 from experiments.console import counted
@@ -16,6 +16,7 @@ from search.baselines import random_architecture, uniform_scaling
 from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
 from search.exact import latency_limit
+from search.frontier import slim_frontier
 from search.importance import Importance
 from search.refining import refined
 from search.slimming import check_reachable, slim
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from search.evolution import Scored  # which loads Optuna: half a second that other methods do not need
 
 EVOLUTION = "evolution.db"
+Greedy = Literal["search", "frontier"]
+TRAJECTORIES: dict[Greedy, str] = {"search": "trajectory", "frontier": "trajectory-frontier"}
+"""The methods that leave a trajectory, and its file without suffix."""
 
 
 class Solver:
@@ -39,7 +43,7 @@ class Solver:
     def __init__(self, run: Run, *, working: Path | None = None) -> None:
         self.run = run
         self.working = run.path if working is None else working
-        self.trajectory: Trajectory | None = None
+        self.trajectories: dict[Greedy, Trajectory] = {}
         self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
 
     @cached_property
@@ -47,20 +51,27 @@ class Solver:
         """Held-out accuracy of subnets; scores are kept in a file, so that a search can go on."""
         return search_scorer(self.run, self.working)
 
-    def slimmed(self, asked_ms: float) -> Architecture:
-        """The first architecture on the trajectory within the latency; the trajectory is made as long as needed."""
-        step = self.trajectory.at(asked_ms) if self.trajectory is not None else None
+    def slimmed(self, asked_ms: float, *, method: Greedy) -> Architecture:
+        """The first architecture on a trajectory within the latency; the trajectory is made as long as needed."""
+        there = self.trajectories.get(method)
+        step = there.at(asked_ms) if there is not None else None
         if step is None:
-            self.trajectory = self._slim(asked_ms)
-            step = self.trajectory.at(asked_ms)
+            self.trajectories[method] = self._slim(asked_ms, method=method)
+            step = self.trajectories[method].at(asked_ms)
         assert step is not None
         return step.architecture
 
-    def _slim(self, budget_ms: float) -> Trajectory:
-        importance = load(Importance, self.run.path / "importance.json")
+    def save_trajectories(self, *, suffix: str = "") -> list[Path]:
+        """Write every trajectory made so far into the run's folder; the files."""
+        paths = [self.run.path / f"{TRAJECTORIES[method]}{suffix}.jsonl" for method in self.trajectories]
+        for path, trajectory in zip(paths, self.trajectories.values(), strict=True):
+            trajectory.save(path)
+        return paths
+
+    def _slim(self, budget_ms: float, *, method: Greedy) -> Trajectory:
         table, space = self.run.table, self.run.runnable_space
         check_reachable(space, table=table, budget_ms=budget_ms)
-        with self.run.screen.bar("slimming") as advance:
+        with self.run.screen.bar("slimming" if method == "search" else "slimming over the frontier") as advance:
             start_ms = table.latency_ms(space.largest)
 
             def progress(step: Step) -> None:
@@ -68,9 +79,19 @@ class Solver:
                 figures = {"step": float(step.step), "ms": step.latency_ms, "held-out %": step.accuracy_percent}
                 advance(min(100, int(100 * done)), 100, figures)
 
+            if method == "frontier":
+                config = self.run.experiment.search.frontier
+                return slim_frontier(
+                    space,
+                    table=table,
+                    score=self.scorer,
+                    budget_ms=budget_ms,
+                    efficiency=config.mes if config.gain == "mes" else None,
+                    progress=progress,
+                )
             return slim(
                 space,
-                importance=importance,
+                importance=load(Importance, self.run.path / "importance.json"),
                 table=table,
                 score=self.scorer,
                 budget_ms=budget_ms,
@@ -151,8 +172,8 @@ class Solver:
     def method(self, job: Job) -> Callable[[float], Architecture]:
         """`solve(asked_ms) -> Architecture` for a job's method."""
         match job.method:
-            case "search":
-                return self.slimmed
+            case "search" | "frontier" as greedy:
+                return lambda asked_ms: self.slimmed(asked_ms, method=greedy)
             case "exact":
                 return self.exact
             case "evolution":

@@ -31,7 +31,7 @@ from experiments.models import (
 from experiments.retraining import found_architecture, retrain_found, trained_files
 from experiments.run import AUDIT, Run
 from experiments.scoring import Scorer, discretization_gap
-from experiments.solving import EVOLUTION, Solver, architecture_path
+from experiments.solving import EVOLUTION, TRAJECTORIES, Solver, architecture_path
 from experiments.workers import retrain_at_once
 from search.importance import importance_of
 from search.latency_audit import audit
@@ -173,7 +173,7 @@ def search_stage(run: Run) -> list[Path]:
         raise BudgetUnreachable(budgets[0], smallest_ms / (1 - search.margin))
     solver = Solver(run)
     if "search" in search.methods:
-        solver.slimmed((1 - search.margin) * budgets[0])
+        solver.slimmed((1 - search.margin) * budgets[0], method="search")
     models: list[FoundModel] = []
     unreachable: list[UnreachableModel] = []
     paths: list[Path] = []
@@ -196,9 +196,7 @@ def search_stage(run: Run) -> list[Path]:
             + ("to be measured on the device" if last.measured_ms is None else f"measured {last.measured_ms:.3f} ms")
             + f" after {len(delivery.rounds)} round{'s' if len(delivery.rounds) > 1 else ''}"
         )
-    if solver.trajectory is not None:
-        solver.trajectory.save(run.path / "trajectory.jsonl")
-        paths.append(run.path / "trajectory.jsonl")
+    paths += solver.save_trajectories()
     result = Found(
         budgets_ms=budgets,
         largest_ms=largest_ms,
@@ -364,7 +362,7 @@ def clear_working_files(stage: str, folder: Path) -> None:
     """Remove what an interrupted or finished earlier try of a stage left behind, to begin it anew."""
     leftovers = {
         "supernet": ["supernet", "scores.jsonl"],
-        "search": ["scores.jsonl", "architectures", EVOLUTION],
+        "search": ["scores.jsonl", "architectures", EVOLUTION, *(f"{name}.jsonl" for name in TRAJECTORIES.values())],
         "retrain": ["models", "again"],
         "export": ["delivered", "again"],  # not on-device/: its results took a person, and belong to their plan
     }

@@ -1,5 +1,6 @@
-"""The three slimming actions of EfficientFormer's search: values that make a smaller architecture.
+"""Slimming actions: values that make a smaller architecture.
 
+Three are those of EfficientFormer's search; the change of a candidate is what a space of more blocks needs beside them.
 Stages and blocks are numbered from 1.
 """
 
@@ -41,7 +42,16 @@ class NarrowStage(Record):
     width_channels: int
 
 
-SlimmingAction = Annotated[SkipPath | DropFirst3D | NarrowStage, Field(discriminator="kind")]
+class ChangeCandidate(Record):
+    """Choose another block at one position, named by its candidate, that works on the same layout."""
+
+    kind: Literal["change_candidate"] = "change_candidate"
+    stage: int
+    block: int
+    candidate: str
+
+
+SlimmingAction = Annotated[SkipPath | DropFirst3D | NarrowStage | ChangeCandidate, Field(discriminator="kind")]
 
 
 def apply(action: SlimmingAction, architecture: Architecture, *, space: SearchSpace) -> Architecture:
@@ -72,6 +82,15 @@ def apply(action: SlimmingAction, architecture: Architecture, *, space: SearchSp
             widths = tuple(
                 action.width_channels if number == action.stage else width for number, width in enumerate(widths, 1)
             )
+        case ChangeCandidate():
+            possible = other_candidates(space, architecture, action.stage, action.block)
+            if action.candidate not in possible:
+                raise UserError(
+                    f"stage {action.stage}, block {action.block}: cannot become {action.candidate}"
+                    f" (possible: {', '.join(possible) or 'none'})"
+                )
+            other = next(c for c in space.candidates(action.stage) if c.name == action.candidate)
+            choices = _replaced(choices, action.stage, action.block, other)
         case _:
             assert_never(action)
     return space.architecture(widths, choices)
@@ -100,6 +119,15 @@ def skippable(space: SearchSpace, architecture: Architecture) -> list[tuple[int,
         for position, candidate in zip(space.positions, flat, strict=True)
         if not candidate.is_identity and _identity(space, position[0]) is not None
     ]
+
+
+def other_candidates(space: SearchSpace, architecture: Architecture, stage: int, block: int) -> list[str]:
+    """The names of what else a filled position could hold on the same layout; none for a skipped one."""
+    here = space.choices(architecture)[stage - 1][block - 1]
+    if here.is_identity:
+        return []
+    blocks = [candidate for candidate in space.candidates(stage) if not candidate.is_identity]
+    return [candidate.name for candidate in blocks if candidate.layout == here.layout and candidate != here]
 
 
 def narrower_width(space: SearchSpace, architecture: Architecture, stage: int) -> int | None:

@@ -1,9 +1,13 @@
-"""Latency-driven slimming as published: greedy over three actions a step, accuracy drop per millisecond saved."""
+"""Latency-driven slimming as published: greedy over three actions a step, accuracy drop per millisecond saved.
+
+`descend` is the greedy walk itself, which `search.frontier` takes over other actions and by another gain.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from search.actions import (
@@ -16,12 +20,16 @@ from search.actions import (
     narrower_width,
     skippable,
 )
+from search.efficiency import MobileEfficiency
 from search.importance import Importance
 from search.trajectory import Alternative, Step, Trajectory
 from supernet import Architecture, SearchSpace, UserError
 
 Score = Callable[[Architecture], float]
 """Held-out accuracy of an architecture in percent."""
+
+Groups = Callable[[Architecture], Iterable[Sequence[SlimmingAction]]]
+"""The actions to consider at an architecture; of each group one is scored."""
 
 
 class Latencies(Protocol):
@@ -90,19 +98,47 @@ def slim(
 
     Raises `BudgetUnreachable`, before any scoring where the smallest architecture already is too slow.
     """
+
+    def groups(architecture: Architecture) -> tuple[list[SlimmingAction], ...]:
+        return (
+            _skips(space, architecture, importance),
+            [DropFirst3D()] if can_drop_token_block(space, architecture) else [],
+            _narrowings(space, architecture, importance),
+        )
+
+    return descend(
+        space, groups=groups, table=table, score=score, budget_ms=budget_ms, efficiency=None, progress=progress
+    )
+
+
+def descend(
+    space: SearchSpace,
+    *,
+    groups: Groups,
+    table: Latencies,
+    score: Score,
+    budget_ms: float,
+    efficiency: MobileEfficiency | None,
+    progress: Callable[[Step], None],
+) -> Trajectory:
+    """Take the action that loses least per gain, from the largest architecture on, until the budget is met.
+
+    Of each group the first action that saves time is scored, and that raises the `efficiency` where there is one. The
+    gain is the rise of that, or else milliseconds. So latency falls with every step, and the walk ends.
+
+    Raises `BudgetUnreachable`, before any scoring where the smallest architecture already is too slow.
+    """
     check_reachable(space, table=table, budget_ms=budget_ms)
     architecture = space.largest
     steps = [_first_step(architecture, table=table, accuracy_percent=score(architecture))]
     progress(steps[0])
     while steps[-1].latency_ms > budget_ms:
         current = steps[-1]
-        offers = [
-            _offer(action, current, smaller, latency_ms=latency_ms, accuracy_percent=score(smaller))
-            for action, smaller, latency_ms in _saving_actions(space, current, importance=importance, table=table)
-        ]
+        options = _options(space, current, groups=groups, table=table, efficiency=efficiency)
+        offers = [(option.at(score(option.architecture), current), option.architecture) for option in options]
         if not offers:
             raise BudgetUnreachable(budget_ms, current.latency_ms)
-        best = min(offers, key=lambda offer: (offer[0].drop_per_ms, offer[0].latency_ms))
+        best = min(offers, key=lambda offer: (offer[0].drop_per_gain, offer[0].latency_ms))
         steps.append(_next_step(current, best, [alternative for alternative, _ in offers]))
         progress(steps[-1])
     return Trajectory(steps=tuple(steps))
@@ -122,21 +158,46 @@ def _first_step(architecture: Architecture, *, table: Latencies, accuracy_percen
     )
 
 
-def _saving_actions(
-    space: SearchSpace, current: Step, *, importance: Importance, table: Latencies
-) -> Iterator[tuple[SlimmingAction, Architecture, float]]:
-    """Of each kind the first action, from the least important on, that the table says saves time."""
-    kinds: tuple[list[SlimmingAction], ...] = (
-        _skips(space, current.architecture, importance),
-        [DropFirst3D()] if can_drop_token_block(space, current.architecture) else [],
-        _narrowings(space, current.architecture, importance),
-    )
-    for actions in kinds:
+@dataclass(frozen=True)
+class _Option:
+    """An action that gains something, what it leads to, and what that is predicted to take."""
+
+    action: SlimmingAction
+    architecture: Architecture
+    latency_ms: float
+    mes_gain: float | None
+
+    def at(self, accuracy_percent: float, current: Step) -> Alternative:
+        """The option with what it loses against the current step."""
+        saved_ms = current.latency_ms - self.latency_ms
+        drop_points = current.accuracy_percent - accuracy_percent
+        return Alternative(
+            action=self.action,
+            latency_ms=self.latency_ms,
+            saved_ms=saved_ms,
+            accuracy_percent=accuracy_percent,
+            accuracy_drop_points=drop_points,
+            drop_per_ms=drop_points / saved_ms,
+            mes_gain=self.mes_gain,
+            drop_per_mes=None if self.mes_gain is None else drop_points / self.mes_gain,
+            chosen=False,
+            reason=None,
+        )
+
+
+def _options(
+    space: SearchSpace, current: Step, *, groups: Groups, table: Latencies, efficiency: MobileEfficiency | None
+) -> Iterator[_Option]:
+    """Of each group the first action that the table says saves time, and the efficiency, if any, gains by."""
+    before = None if efficiency is None else efficiency.of(current.architecture, latency_ms=current.latency_ms)
+    for actions in groups(current.architecture):
         for action in actions:
             smaller = apply(action, current.architecture, space=space)
-            latency_ms = table.latency_ms(smaller)
-            if latency_ms < current.latency_ms:
-                yield action, smaller, latency_ms
+            latency_ms, mes_gain = table.latency_ms(smaller), None
+            if efficiency is not None and before is not None:
+                mes_gain = efficiency.of(smaller, latency_ms=latency_ms) - before
+            if latency_ms < current.latency_ms and (mes_gain is None or mes_gain > 0):
+                yield _Option(action, smaller, latency_ms, mes_gain)
                 break
 
 
@@ -159,30 +220,14 @@ def _narrowings(space: SearchSpace, architecture: Architecture, importance: Impo
     return actions
 
 
-def _offer(
-    action: SlimmingAction, current: Step, smaller: Architecture, *, latency_ms: float, accuracy_percent: float
-) -> tuple[Alternative, Architecture]:
-    saved_ms = current.latency_ms - latency_ms
-    drop_points = current.accuracy_percent - accuracy_percent
-    alternative = Alternative(
-        action=action,
-        latency_ms=latency_ms,
-        saved_ms=saved_ms,
-        accuracy_percent=accuracy_percent,
-        accuracy_drop_points=drop_points,
-        drop_per_ms=drop_points / saved_ms,
-        chosen=False,
-        reason=None,
-    )
-    return alternative, smaller
-
-
 def _next_step(current: Step, best: tuple[Alternative, Architecture], alternatives: list[Alternative]) -> Step:
     taken, architecture = best
+    unit = "ms" if taken.drop_per_mes is None else "MES"
     record = []
     for alternative in alternatives:
         chosen = alternative is taken
-        reason = None if chosen else f"loses {alternative.drop_per_ms:+.3g} points per ms, not {taken.drop_per_ms:+.3g}"
+        loses = f"loses {alternative.drop_per_gain:+.3g} points per {unit}, not {taken.drop_per_gain:+.3g}"
+        reason = None if chosen else loses
         record.append(alternative.model_copy(update={"chosen": chosen, "reason": reason}))
     return Step(
         step=current.step + 1,

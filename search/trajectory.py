@@ -14,7 +14,11 @@ from supernet.schema import Record, parse, parse_json, write_atomically
 
 
 class Alternative(Record):
-    """One action that was considered at a step, and why it was not taken (None for the chosen one)."""
+    """One action that was considered at a step, and why it was not taken (None for the chosen one).
+
+    `mes_gain` is what the Mobile Efficiency Score rises by, and `drop_per_mes` the drop per point of that, where the
+    search goes by it instead of by milliseconds.
+    """
 
     action: SlimmingAction
     latency_ms: float
@@ -22,8 +26,15 @@ class Alternative(Record):
     accuracy_percent: float
     accuracy_drop_points: float
     drop_per_ms: float
+    mes_gain: float | None = None
+    drop_per_mes: float | None = None
     chosen: bool
     reason: str | None
+
+    @property
+    def drop_per_gain(self) -> float:
+        """What the search compares."""
+        return self.drop_per_ms if self.drop_per_mes is None else self.drop_per_mes
 
 
 class Step(Record):

@@ -161,6 +161,33 @@ def test_the_report_of_a_run_that_has_just_begun_is_a_page(run_directory: Path) 
     assert "slimformer supernet cifar10" in page.text
 
 
+def test_both_trajectories_are_shown_and_of_many_alternatives_the_nearest(run_directory: Path, change: Change) -> None:
+    methods = ["search", "frontier", "uniform"]
+    change("config.json", lambda data: data["search"].update(methods=methods))
+    steps = [json.loads(line) for line in (run_directory / "trajectory.jsonl").read_text().splitlines()]
+    for step in steps[1:]:
+        (alternative,) = step["alternatives"]
+        step["alternatives"] = [
+            alternative
+            | {"drop_per_mes": drop, "reason": None, "action": {"kind": "skip_path", "stage": 2, "block": n}}
+            for n, drop in enumerate((0.5, 0.4, 0.1, 0.3, 0.2), start=1)
+        ]
+    changed = {"kind": "change_candidate", "stage": 1, "block": 2, "candidate": "separable_conv"}
+    steps[2]["action"] = changed
+    lines = "".join(json.dumps(step) + "\n" for step in steps)
+    (run_directory / "trajectory-frontier.jsonl").write_text(lines)
+    for name in ("evaluation.json", "importance.json", "latency-audit.json", "supernet/supernet-metrics.csv"):
+        (run_directory / name).unlink()  # which only take time to draw
+    page = Page(write_report(run_directory).read_text())
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    frontier = page.text[page.text.index("Over the whole frontier") :]
+    assert "change stage 1 block 2 to separable conv" in frontier
+    assert "skip stage 2 block 3 : 0.1 skip stage 2 block 5 : 0.2 skip stage 2 block 4 : 0.3 and 2 more" in (
+        frontier.replace("block 3:", "block 3 :").replace("block 5:", "block 5 :").replace("block 4:", "block 4 :")
+    )
+
+
 def test_a_block_type_that_nobody_registered_is_drawn_and_named(run_directory: Path) -> None:
     path = run_directory / "models" / "search-0.8ms" / "architecture.yaml"
     data = yaml.safe_load(path.read_text())

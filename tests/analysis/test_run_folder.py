@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,21 @@ def test_a_trajectory_cut_short_is_refused_with_its_line(run_directory: Path) ->
         read_run(run_directory)
 
 
+def test_the_frontiers_trajectory_is_missed_where_the_method_was_asked_for_alone(
+    run_directory: Path, change: Change
+) -> None:
+    frontier = run_directory / "trajectory-frontier.jsonl"
+    frontier.write_bytes((run_directory / "trajectory.jsonl").read_bytes())
+    assert read_run(run_directory).frontier == ()  # another run's
+    change("config.json", lambda data: data["search"].update(methods=["frontier"]))
+    run = read_run(run_directory)
+    assert (len(run.frontier), run.trajectory, run.missing) == (4, (), ())
+    assert run.largest == run.frontier[0]
+    frontier.unlink()
+    (missing,) = read_run(run_directory).missing
+    assert (missing.file, missing.command) == (frontier.name, "slimformer search cifar10")
+
+
 @pytest.mark.parametrize("file", ["importance.json", "evaluation.json", "latency-audit.json", "manifest.json"])
 def test_an_unknown_schema_version_is_refused(run_directory: Path, change: Change, file: str) -> None:
     change(file, lambda data: data.update(schema_version=2))
@@ -150,7 +166,8 @@ def test_every_field_that_is_read_is_written(reader: type[BaseModel], writer: ty
 
 
 def test_every_kind_of_action_is_read() -> None:
-    written = search.actions.SkipPath, search.actions.DropFirst3D, search.actions.NarrowStage
+    written = typing.get_args(typing.get_args(search.actions.SlimmingAction)[0])
+    assert len(written) == 4
     assert set(files.ActionRecord.model_fields) == {name for action in written for name in action.model_fields}
 
 

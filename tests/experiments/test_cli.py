@@ -358,8 +358,15 @@ def test_a_plan_adds_the_teachers_time_to_the_retraining(
 @pytest.mark.parametrize(
     ("methods", "scores"),
     # 3 positions and 5 widths, at most one left out or narrowed at a step, three actions a step; 13 single choices, and
-    # for each of 2 budgets 8 rounds of an optimum and 4 neighbours
-    [(["search"], 24), (["exact"], 93), (["search", "exact", "random"], 117), (["uniform"], 0)],
+    # for each of 2 budgets 8 rounds of an optimum and 4 neighbours; over the frontier 5 other candidates and 3 smaller
+    # widths to go to, each step from among 5 candidates, 2 widths and the first token block
+    [
+        (["search"], 24),
+        (["frontier"], 64),
+        (["exact"], 93),
+        (["search", "frontier", "exact", "random"], 181),
+        (["uniform"], 0),
+    ],
 )
 def test_a_plan_counts_the_scores_of_the_methods(
     tiny: Callable[..., Path], slimformer: Slimformer, methods: list[str], scores: int

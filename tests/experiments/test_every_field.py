@@ -164,6 +164,16 @@ FIELDS: dict[str, Shown | Ran] = {
     "search.budgets_of_largest": ran("search", FOUND, "search.budgets_of_largest=[0.71]"),
     "search.methods": ran("search", FOUND, "search.methods=[search]"),
     **{
+        f"search.frontier.{name}": in_a_run("test_the_frontier_is_searched_as_its_config_says")
+        for name in (
+            "gain",
+            "mes.size_unit_millions",
+            "mes.size_exponent",
+            "mes.latency_unit_ms",
+            "mes.latency_exponent",
+        )
+    },
+    **{
         f"search.evolution.{name}": in_a_run("test_evolution_searches_as_its_config_says")
         for name in ("trials", "population", "sampler", "storage")
     },

@@ -107,7 +107,11 @@ def test_later_overrides_win_and_others_are_kept(tiny: Callable[..., Path]) -> N
         ("search.margin=0.5", ("search.margin: ", "less than 0.5", "got 0.5")),
         (
             "search.methods=[search, grid]",
-            ("search.methods.2: ", "'search', 'exact', 'evolution', 'random_search', 'uniform' or 'random'", "'grid'"),
+            (
+                "search.methods.2: ",
+                "'search', 'frontier', 'exact', 'evolution', 'random_search', 'uniform' or 'random'",
+                "'grid'",
+            ),
         ),
         ("search.methods=[search, search]", ("search: methods: each at most once",)),
         ("search.methods=[]", ("search.methods: ", "at least 1 item")),

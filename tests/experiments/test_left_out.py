@@ -14,7 +14,7 @@ from search.runtimes import runtime
 from supernet import Architecture
 
 Slimformer = Callable[..., Any]
-METHODS = ("search", "exact", "evolution", "random_search", "uniform", "random")
+METHODS = ("search", "frontier", "exact", "evolution", "random_search", "uniform", "random")
 PICKY = ("--set", "table.runtime=virtual_picky", "--redo")
 
 
@@ -41,6 +41,8 @@ def test_every_method_searches_without_what_the_runtime_cannot_build(
     assert outcome.code == 0, outcome.err
     found = json.loads((copied / "found.json").read_text())
     assert {model["job"]["method"] for model in found["models"]} == set(METHODS)
+    trajectories = sorted(path.name for path in copied.glob("trajectory*"))
+    assert trajectories == ["trajectory-frontier.jsonl", "trajectory.jsonl"]
     files = list((copied / "architectures").glob("*/architecture-*.yaml"))
     assert len(files) == len(found["models"])
     assert all("mb3d" not in types(Architecture.load(file)) for file in files)

@@ -210,6 +210,12 @@ def test_a_change_of_settings_does_again_what_it_touches_and_nothing_else(
     assert len(found(copied).models) == 3
 
 
+def test_a_trajectory_of_a_method_that_is_no_longer_asked_for_is_removed(copied: Path, slimformer: Slimformer) -> None:
+    (copied / "trajectory-frontier.jsonl").write_text("stale\n")
+    assert slimformer("search", copied, "--set", "search.methods=[uniform]", "--redo").code == 0
+    assert list(copied.glob("trajectory*")) == []
+
+
 def test_models_of_an_earlier_recipe_are_not_taken_for_this_ones(
     finished: Path, copied: Path, slimformer: Slimformer
 ) -> None:

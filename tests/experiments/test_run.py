@@ -23,6 +23,7 @@ from experiments.solving import EVOLUTION, Solver
 from experiments.stages import stage_named
 from search.correction import Correction
 from search.table_building import build_table
+from search.trajectory import Trajectory
 from supernet.onnx_export import onnx_parity
 from train import streaming
 from train.augment import AugmentConfig
@@ -69,6 +70,29 @@ def test_a_net_that_leaves_room_is_given_up_for_a_slower_one(copied: Path) -> No
         measured[slack] = delivery.measured_ms
         assert delivery.measured_ms <= 0.98 * budget_ms
     assert measured[1.0] < 0.9 * measured[0.03]
+
+
+def test_the_frontier_is_searched_as_its_config_says(copied: Path) -> None:
+    def slimmed(*overrides: str) -> Trajectory:
+        run = run_of(copied, *(f"search.frontier.{override}" for override in overrides))
+        solver = Solver(run)
+        solver.slimmed(0.5 * run.table.latency_ms(run.space.largest), method="frontier")
+        return solver.trajectories["frontier"]
+
+    def gains(trajectory: Trajectory) -> list[float]:
+        return [one.mes_gain for step in trajectory.steps for one in step.alternatives if one.mes_gain is not None]
+
+    by_ms, by_mes = slimmed(), slimmed("gain=mes")
+    assert gains(by_ms) == []
+    assert len(gains(by_mes)) == sum(len(step.alternatives) for step in by_mes.steps) > 5
+    assert slimmed("gain=mes", "mes.size_unit_millions=12.0").steps[1].alternatives[0].mes_gain == pytest.approx(
+        2 * gains(by_mes)[0]
+    )
+    assert slimmed("gain=mes", "mes.latency_unit_ms=3.0").steps[1].alternatives[0].mes_gain == pytest.approx(
+        3 * gains(by_mes)[0]
+    )
+    assert gains(slimmed("gain=mes", "mes.size_exponent=0.0")) != gains(by_mes)
+    assert gains(slimmed("gain=mes", "mes.latency_exponent=2.0")) != gains(by_mes)
 
 
 def test_evolution_searches_as_its_config_says(copied: Path, tmp_path: Path) -> None:

@@ -26,34 +26,36 @@ def run(copied: Path) -> Run:
     return Run(folder.config, folder, Screen(), command="")
 
 
-def test_budgets_share_one_trajectory_that_is_made_as_long_as_needed(run: Run) -> None:
+@pytest.mark.parametrize("method", ["search", "frontier"])
+def test_budgets_share_one_trajectory_that_is_made_as_long_as_needed(run: Run, method: Any) -> None:
     solver, table, space = Solver(run), run.table, run.space
     largest_ms, smallest_ms = table.latency_ms(space.largest), table.latency_ms(space.smallest)
     asked = [largest_ms - share * (largest_ms - smallest_ms) for share in (0.3, 0.1, 0.9)]
     found, lengths = [], []
     for asked_ms in asked:
-        found.append(solver.slimmed(asked_ms))
-        assert solver.trajectory is not None
-        lengths.append(len(solver.trajectory.steps))
+        found.append(solver.slimmed(asked_ms, method=method))
+        lengths.append(len(solver.trajectories[method].steps))
     assert lengths[0] == lengths[1] < lengths[2]  # a larger budget lies on the way
     for asked_ms, architecture in zip(asked, found, strict=True):
-        step = solver.trajectory.at(asked_ms)  # type: ignore[union-attr]
+        step = solver.trajectories[method].at(asked_ms)
         assert step is not None
         assert step.architecture == architecture
         assert table.latency_ms(architecture) <= asked_ms
-    assert solver.trajectory.replay(space).digest == solver.trajectory.steps[-1].digest  # type: ignore[union-attr]
+    assert list(solver.trajectories) == [method]
+    assert solver.trajectories[method].replay(space).digest == solver.trajectories[method].steps[-1].digest
 
 
-def test_a_search_that_goes_on_scores_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["search", "frontier"])
+def test_a_search_that_goes_on_scores_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
     first = Solver(run)
-    first.slimmed(run.table.latency_ms(run.space.smallest))
+    first.slimmed(run.table.latency_ms(run.space.smallest), method=method)
     monkeypatch.setattr("experiments.scoring.inherit", lambda *_, **__: pytest.fail("scored again"))
     again = Solver(run)
-    again.slimmed(run.table.latency_ms(run.space.smallest))
-    assert again.trajectory == first.trajectory
+    again.slimmed(run.table.latency_ms(run.space.smallest), method=method)
+    assert again.trajectories == first.trajectories
 
 
-@pytest.mark.parametrize("method", ["search", "exact", "uniform", "random"])
+@pytest.mark.parametrize("method", ["search", "frontier", "exact", "uniform", "random"])
 def test_every_method_solves_within_what_is_asked_and_repeatably(run: Run, method: Any) -> None:
     largest_ms = run.table.latency_ms(run.space.largest)
     solved: list[list[Architecture]] = [
@@ -74,7 +76,7 @@ def test_random_baselines_of_two_budgets_are_drawn_apart(run: Run) -> None:
     assert max(len(digests) for digests in drawn) > 1
 
 
-@pytest.mark.parametrize("method", ["search", "exact", "evolution", "random_search", "uniform"])
+@pytest.mark.parametrize("method", ["search", "frontier", "exact", "evolution", "random_search", "uniform"])
 @pytest.mark.parametrize("scale", [1.0, 0.95, 0.77])
 def test_a_delivered_net_measures_within_its_budget_whatever_the_table_says(
     run: Run, scale: float, method: Any

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from search.actions import (
+    ChangeCandidate,
     DropFirst3D,
     NarrowStage,
     SkipPath,
@@ -14,6 +15,7 @@ from search.actions import (
     can_drop_token_block,
     first_token_block,
     narrower_width,
+    other_candidates,
     skippable,
 )
 from supernet.architecture import Architecture
@@ -105,6 +107,35 @@ def test_a_path_is_skipped_once(space: SearchSpace) -> None:
     once = apply(SkipPath(stage=1, block=1), space.largest, space=space)
     with pytest.raises(UserError, match="stage 1, block 1: cannot be skipped"):
         apply(SkipPath(stage=1, block=1), once, space=space)
+
+
+def with_convolutions(space: SearchSpace) -> SearchSpace:
+    """The space with a convolution as a further map block in its last stage, between the two that are there."""
+    data = space.model_dump(mode="json")
+    data["stages"][2]["candidates"].insert(1, {"type": "conv"})
+    return parse(SearchSpace, data, source="x")
+
+
+def test_changing_a_block_takes_another_of_its_layout_and_leaves_everything_else(space: SearchSpace) -> None:
+    wide = with_convolutions(space)
+    maps = apply(DropFirst3D(), apply(DropFirst3D(), wide.largest, space=wide), space=wide)
+    assert names(wide, maps)[2] == ["mb4d", "mb3d"]
+    assert [other_candidates(wide, maps, stage, block) for stage, block in wide.positions] == [[], [], [], ["conv"], []]
+    changed = apply(ChangeCandidate(stage=3, block=1, candidate="conv"), maps, space=wide)
+    assert names(wide, changed) == [["mb4d", "mb4d"], ["mb4d"], ["conv", "mb3d"]]
+    assert widths(changed) == widths(maps)
+    assert other_candidates(wide, changed, 3, 1) == ["mb4d"]
+    assert other_candidates(wide, apply(SkipPath(stage=3, block=1), changed, space=wide), 3, 1) == []
+
+
+@pytest.mark.parametrize("candidate", ["mb4d", "mb3d", "identity", "unheard_of"])
+def test_a_block_cannot_be_changed_to_itself_to_another_layout_or_to_nothing(
+    space: SearchSpace, candidate: str
+) -> None:
+    wide = with_convolutions(space)
+    maps = apply(DropFirst3D(), apply(DropFirst3D(), wide.largest, space=wide), space=wide)
+    with pytest.raises(UserError, match=rf"stage 3, block 1: cannot become {candidate} \(possible: conv\)"):
+        apply(ChangeCandidate(stage=3, block=1, candidate=candidate), maps, space=wide)
 
 
 def test_what_can_be_done_is_said_of_any_architecture_and_never_refused(space: SearchSpace) -> None:
