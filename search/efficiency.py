@@ -20,9 +20,9 @@ class MobileEfficiency(Record):
     """The constants of the Mobile Efficiency Score: a unit for each metric, and how much the metric counts.
 
     MES = 100 * (parameters / U_size)^-a_size * (latency / U_latency)^-a_latency (EfficientFormerV2, arXiv:2212.08059,
-    equation 7, which prints the exponent without the minus sign; a smaller net must score higher). The defaults are those
-    that the paper's table of scores follows, with MobileNetV2 for a unit; they were not checked against its text. The
-    units scale every score alike: what is chosen depends on the exponents alone.
+    equation 7, which prints the exponent without the minus sign; a smaller net must score higher). The defaults are
+    those that the paper's table of scores follows, with MobileNetV2 for a unit; they were not checked against its text.
+    The units scale every score alike: what is chosen depends on the exponents alone.
     """
 
     size_unit_millions: Unit = 3.0
