@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.experiment import Experiment, SearchConfig
+from experiments.importances import measured_kinds
 from experiments.run import all_threads, chosen_device, processes_at_once
 from search.measure import stopwatch_seconds
 from search.refining import NEIGHBOURS, ROUNDS
@@ -187,6 +188,8 @@ def most_scores(space: SearchSpace, search: SearchConfig) -> int:
     scores = 0
     if "search" in search.methods:
         scores += 3 * (len(space.positions) + widths)  # a step narrows a stage or leaves a block out
+    if "removal" in measured_kinds(search):
+        scores += 1 + len(space.positions)
     if "exact" in search.methods:
         choices = widths + sum(stage.depth * len(stage.candidates) for stage in space.stages)
         scores += choices + budgets * ROUNDS * (1 + NEIGHBOURS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from experiments.artifacts import digest_of
 from experiments.console import counted
+from experiments.importances import importance_by
 from experiments.models import Job
 from experiments.run import Run
 from experiments.scoring import Scorer, search_scorer
@@ -16,12 +17,12 @@ from search.baselines import random_architecture, uniform_scaling
 from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
 from search.exact import latency_limit
-from search.importance import Importance
+from search.importance import Importance, ImportanceKind
 from search.refining import refined
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
 from supernet import Architecture
-from supernet.schema import load
+from supernet.schema import plain
 from train.randomness import generator_for
 
 if TYPE_CHECKING:
@@ -41,11 +42,18 @@ class Solver:
         self.working = run.path if working is None else working
         self.trajectory: Trajectory | None = None
         self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
+        self._importances: dict[ImportanceKind, Importance] = {}
 
     @cached_property
     def scorer(self) -> Scorer:
         """Held-out accuracy of subnets; scores are kept in a file, so that a search can go on."""
         return search_scorer(self.run, self.working)
+
+    def importance(self, kind: ImportanceKind) -> Importance:
+        """The importance of every MetaPath, measured once."""
+        if kind not in self._importances:
+            self._importances[kind] = importance_by(kind, run=self.run, scorer=self.scorer)
+        return self._importances[kind]
 
     def slimmed(self, asked_ms: float) -> Architecture:
         """The first architecture on the trajectory within the latency; the trajectory is made as long as needed."""
@@ -57,9 +65,9 @@ class Solver:
         return step.architecture
 
     def _slim(self, budget_ms: float) -> Trajectory:
-        importance = load(Importance, self.run.path / "importance.json")
         table, space = self.run.table, self.run.runnable_space
         check_reachable(space, table=table, budget_ms=budget_ms)
+        importance = self.importance(self.run.experiment.search.importance)
         with self.run.screen.bar("slimming") as advance:
             start_ms = table.latency_ms(space.largest)
 
@@ -109,7 +117,7 @@ class Solver:
 
         run, config = self.run, self.run.experiment.search.evolution
         came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
-        asked = run.experiment.search.model_dump(mode="json") | {"evolution": config.model_dump(exclude={"storage"})}
+        asked = plain(run.experiment.search) | {"evolution": config.model_dump(exclude={"storage"})}
         search = [asked, run.experiment.evaluate.batch_size, run.experiment.seeds.search]
         with run.screen.bar("evolution") as advance:
             return evolve(
