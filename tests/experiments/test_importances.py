@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.run_folder import read_run
 from experiments import solving
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
@@ -117,6 +118,9 @@ def test_a_search_writes_the_importances_that_it_is_asked_for_and_no_others(
     assert searched(further) == {"importance.json", "importance-removal.json", "importance-taylor.json"}
     for kind in MEASURED:
         assert load(Importance, copied / f"importance-{kind}.json").kind == kind
+    shown = read_run(copied)
+    assert [importance.kind for importance in shown.further_importances] == list(MEASURED)
+    assert not [missing for missing in shown.missing if "importance" in missing.file]
     trajectory = (copied / "trajectory.jsonl").read_bytes()
     assert trajectory == (finished / "trajectory.jsonl").read_bytes()  # only shown
     assert searched("search.importance=removal", "search.further_importances=[]") == {
