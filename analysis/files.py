@@ -36,6 +36,8 @@ class SearchSettings(FileRecord):
     budgets_ms: tuple[Milliseconds, ...] | None = None
     budgets_of_largest: tuple[Share, ...] | None = None
     methods: tuple[str, ...] = ("search", "uniform", "random")
+    importance: str = "alpha"
+    further_importances: tuple[str, ...] = ()
 
 
 class ExperimentFile(FileRecord):
@@ -123,14 +125,20 @@ class DiscretizationGap(FileRecord):
 
 
 class ImportanceFile(FileRecord):
-    """`importance.json`: what the supernet learned about every MetaPath."""
+    """`importance.json` and `importance-*.json`: how much every MetaPath matters, by one kind of score."""
 
     schema_version: Literal[1]
+    kind: Literal["alpha", "removal", "taylor"] = "alpha"
     mixing: str | None = None
     temperature: float | None = None
     metapaths: Annotated[tuple[MetaPathImportance, ...], Field(min_length=1)]
     stages: tuple[StageImportance, ...]
     discretization_gap: DiscretizationGap | None = None
+
+    @property
+    def positions(self) -> tuple[tuple[int, int], ...]:
+        """Stage and block number of every MetaPath, in the order of the file."""
+        return tuple((metapath.stage, metapath.block) for metapath in self.metapaths)
 
 
 class MetricRow(FileRecord):

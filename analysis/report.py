@@ -38,6 +38,7 @@ from analysis.wording import (
     block_text,
     budget_text,
     count_text,
+    importance_text,
     machine_text,
     minutes_text,
     ms_text,
@@ -81,7 +82,17 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    texts = (ms_text, budget_text, count_text, minutes_text, points_text, action_text, block_text, machine_text)
+    texts = (
+        ms_text,
+        budget_text,
+        count_text,
+        minutes_text,
+        points_text,
+        action_text,
+        block_text,
+        importance_text,
+        machine_text,
+    )
     templates.filters.update({text.__name__: text for text in texts})
     return templates.get_template("report.html.j2").render(
         run=run,
@@ -102,7 +113,7 @@ def render(run: Run) -> str:
 def _figures(run: Run) -> dict[str, tuple[Callable[[int], Figure], str]]:
     """Every figure that can be drawn: a function of the width in pixels, and what it shows in words."""
     figures: dict[str, tuple[Callable[[int], Figure], str]] = {}
-    evaluation, importance, audit = run.evaluation, run.importance, run.audit
+    evaluation, importance, audit, further = run.evaluation, run.importance, run.audit, run.further_importances
     if evaluation is not None and evaluation.models:
         figures["pareto"] = (
             lambda width_px: pareto_figure(evaluation, width_px=width_px),
@@ -110,8 +121,8 @@ def _figures(run: Run) -> dict[str, tuple[Callable[[int], Figure], str]]:
         )
     if importance is not None:
         figures["importance"] = (
-            lambda width_px: importance_figure(importance, width_px=width_px),
-            "Candidate probabilities and score of every MetaPath, and the sum of each stage",
+            lambda width_px: importance_figure(importance, further=further, width_px=width_px),
+            "Candidate probabilities and every kind of score of every MetaPath, and the sum of each stage",
         )
     if run.metrics:
         figures["supernet"] = (

@@ -41,6 +41,7 @@ class Run:
     experiment: ExperimentFile | None
     manifest: ManifestFile | None
     importance: ImportanceFile | None
+    further_importances: tuple[ImportanceFile, ...]
     metrics: tuple[MetricRow, ...]
     audit: LatencyAuditFile | None
     tables: dict[str, LatencyTableFile]
@@ -104,8 +105,7 @@ def read_run(directory: Path) -> Run:
     tables = sorted(path for path in directory.glob("latency-*.json") if path.name != "latency-audit.json")
     experiment = directory / "config.json"
     described = load(ExperimentFile, experiment) if experiment.exists() else None
-    methods = SearchSettings().methods if described is None else described.search.methods
-    expected = tuple(entry for entry in _EXPECTED if entry[0] not in _METHODS or _METHODS[entry[0]] in methods)
+    expected = _expected(SearchSettings() if described is None else described.search)
     absent = {file for file, _, _ in expected if not (tables if "*" in file else (directory / file).exists())}
     if len(absent) == len(expected):
         raise UserError(f"{directory}: holds no experiment (neither config.json nor any artifact)")
@@ -113,13 +113,15 @@ def read_run(directory: Path) -> Run:
     def there(file: str) -> Path | None:
         return directory / file if file in {entry[0] for entry in expected} - absent else None
 
+    importance = load(ImportanceFile, path) if (path := there("importance.json")) else None
     evaluation = load(EvaluationFile, path) if (path := there("evaluation.json")) else None
     architectures, lost = _architectures(directory, evaluation)
     return Run(
         directory=directory,
         experiment=described,
         manifest=load(ManifestFile, path) if (path := there("manifest.json")) else None,
-        importance=load(ImportanceFile, path) if (path := there("importance.json")) else None,
+        importance=importance,
+        further_importances=_further_importances(directory, importance),
         metrics=read_metrics(path) if (path := there("supernet/supernet-metrics.csv")) else (),
         audit=load(LatencyAuditFile, path) if (path := there("latency-audit.json")) else None,
         tables={path.name: load(LatencyTableFile, path) for path in tables},
@@ -133,6 +135,25 @@ def read_run(directory: Path) -> Run:
             if file in absent or (file, shows, stage) in lost
         ),
     )
+
+
+def _expected(search: SearchSettings) -> tuple[tuple[str, str, str], ...]:
+    """The files of a finished run with these settings."""
+    asked = {search.importance, *search.further_importances} - {"alpha"}
+    measured = [(f"importance-{kind}.json", f"importance by {kind}", "search") for kind in sorted(asked)]
+    kept = [entry for entry in _EXPECTED if entry[0] not in _METHODS or _METHODS[entry[0]] in search.methods]
+    after = 1 + [file for file, _, _ in kept].index("latency-audit.json")
+    return (*kept[:after], *measured, *kept[after:])
+
+
+def _further_importances(directory: Path, importance: ImportanceFile | None) -> tuple[ImportanceFile, ...]:
+    """Every kind of importance that was measured. Raises `UserError` for one of other MetaPaths."""
+    found = []
+    for path in sorted(directory.glob("importance-*.json")):
+        found.append(load(ImportanceFile, path))
+        if importance is not None and found[-1].positions != importance.positions:
+            raise UserError(f"{path}: has other MetaPaths than importance.json; redo the search stage")
+    return tuple(found)
 
 
 def read_metrics(path: Path) -> tuple[MetricRow, ...]:

@@ -35,6 +35,8 @@ _SCORERS = {
     "additive": "sum of single choices",
     "alpha_log_probability": "alphas, log-probability",
     "alpha_importance": "alphas, published importance",
+    "removal_importance": "importance by removal",
+    "taylor_importance": "importance by gradient",
     "naswot": "NASWOT, untrained",
     "synflow": "SynFlow, untrained",
     "table_ms": "table, ms",

@@ -23,6 +23,12 @@ _BLOCK_NAMES = {
     "identity": "Identity",
 }
 
+_IMPORTANCES = {
+    "alpha": "the probability of all computing candidates over that of Identity",
+    "removal": "how much the loss rises where this block alone is left out, batch norm re-fitted",
+    "taylor": "the mean square over images of the loss's gradient in a gate on the block's branch",
+}
+
 
 def ms_text(value_ms: float) -> str:
     """Milliseconds with about three digits, such as '0.784', '2.05' or '14.1'."""
@@ -68,6 +74,11 @@ def method_text(method: str) -> str:
 def block_text(name: str) -> str:
     """The name of a block type or candidate in a legend."""
     return _BLOCK_NAMES.get(name, name.replace("_", " "))
+
+
+def importance_text(kind: str) -> str:
+    """What a score of this kind is."""
+    return _IMPORTANCES[kind]
 
 
 def variant_text(model: ModelRecord, models: Sequence[ModelRecord]) -> str:

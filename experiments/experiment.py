@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from search.efficiency import MobileEfficiency
+from search.importance import ImportanceKind
 from supernet.schema import Record, RecordT, UserError, parse, parse_yaml, read_data
 from supernet.space import SearchSpace, SpaceShape
 from train.data import DataConfig
@@ -96,9 +97,13 @@ class SearchConfig(Record):
     `slack` of that below it is given up for a slower one, if the method has any. Scores re-fit batch-norm statistics on
     `refit_images` training images, in equal batches of at most `evaluate.batch_size`, and count `score_images` of the
     held-out part (null: all of it).
+
+    `importance` is what the published slimming goes by: the supernet's alphas as published, the rise of the loss of
+    those images when a block alone is left out, or the gradients of that loss in gates on the blocks. The report shows
+    it, `further_importances` beside it, and the alphas' in any case.
     """
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"frontier", "evolution"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"frontier", "evolution", "importance", "further_importances"})
 
     budgets_ms: tuple[Milliseconds, ...] | None = None
     budgets_of_largest: tuple[Fraction, ...] | None = None
@@ -108,6 +113,8 @@ class SearchConfig(Record):
     refit_images: Positive = 1024
     score_images: Positive | None = None
     frontier: FrontierConfig = FrontierConfig()
+    importance: ImportanceKind = "alpha"
+    further_importances: tuple[Literal["removal", "taylor"], ...] = ()
     evolution: EvolutionConfig = EvolutionConfig()
 
     @model_validator(mode="after")
@@ -116,6 +123,8 @@ class SearchConfig(Record):
             raise ValueError("give either budgets_ms or budgets_of_largest, with at least one budget")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("methods: each at most once")
+        if len(set(self.further_importances)) < len(self.further_importances):
+            raise ValueError("further_importances: each at most once")
         return self
 
 

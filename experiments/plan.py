@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
 from experiments.experiment import Experiment, SearchConfig
+from experiments.importances import measured_kinds
 from experiments.run import all_threads, chosen_device, processes_at_once
 from search.measure import stopwatch_seconds
 from search.refining import NEIGHBOURS, ROUNDS
@@ -191,6 +192,8 @@ def most_scores(space: SearchSpace, search: SearchConfig) -> int:
     if "frontier" in search.methods:
         others = candidates - len(space.positions)  # a step takes one of these, narrows a stage, or drops a token block
         scores += (others + widths - len(space.stages)) * (others + len(space.stages) + 1)
+    if "removal" in measured_kinds(search):
+        scores += 1 + len(space.positions)
     if "exact" in search.methods:
         scores += widths + candidates + budgets * ROUNDS * (1 + NEIGHBOURS)
     scores += sum(method in search.methods for method in ("evolution", "random_search")) * search.evolution.trials

@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.ranking import kendall_tau, ranking
 from experiments.artifacts import Environment, digest_of
+from experiments.importances import MEASURED
 from experiments.run import Run
 from experiments.scorers import Scorers, Scores
 from experiments.study import RankConfig, Study
@@ -141,6 +142,8 @@ class RankStudy:
         images = [search.refit_images, search.score_images, run.experiment.evaluate.batch_size]
         key = digest_of([self.folder.supernet, self.folder.images, images])[:16]
         scorers = Scorers(run, self.folder.path / "scores" / key)
+        for kind in MEASURED:
+            scorers.measured(kind)
         choices = sum(len(run.space.widths(number)) for number in range(1, len(run.space.stages) + 1))
         choices += sum(stage.depth * len(stage.candidates) for stage in run.space.stages)
         with run.screen.bar("scoring single choices") as advance:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+from experiments.importances import IMPORTANCE_FILES, importance_by
 from experiments.run import Run
 from experiments.scoring import Scorer, search_scorer
 from experiments.zero_cost import naswot, synflow
 from search.contributions import Contributions, removal_contributions
-from search.importance import Importance
+from search.importance import Importance, ImportanceKind
 from supernet import Architecture, SearchSpace, cost, inherit
 from supernet.schema import Record, load, save
 from train.evaluation import accuracy_of_batches, outcome_of_batches, refit_batchnorm
@@ -49,6 +50,7 @@ class Scorers:
     - `alpha_log_probability`: the sum of the log-probabilities that the supernet's alphas give to the candidates chosen
     - `alpha_importance`: the sum of the published importance (probabilities of the blocks over that of identity) over
       the positions that keep a block; like the one above it does not see widths
+    - `removal_importance`, `taylor_importance`: the same sum of the other kinds of importance
     - `naswot`, `synflow`: of the untrained net, on 128 training images and on none (`experiments.zero_cost`)
     - `table_ms`, `macs`, `parameters`: what the net costs
 
@@ -58,8 +60,9 @@ class Scorers:
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.importance = load(Importance, run.path / "importance.json")
+        self.importance = load(Importance, run.path / IMPORTANCE_FILES["alpha"])
         self._contributions: Contributions | None = None
+        self._measured: dict[ImportanceKind, Importance] = {}
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -75,7 +78,9 @@ class Scorers:
             "supernet_loss": -held_out.cross_entropy,
             "additive": self.contributions().percent(self.run.runnable_space, architecture),
             "alpha_log_probability": alpha_log_probability(self.importance, self.run.space, architecture),
-            "alpha_importance": alpha_importance(self.importance, self.run.space, architecture),
+            "alpha_importance": kept_importance(self.importance, self.run.space, architecture),
+            "removal_importance": kept_importance(self.measured("removal"), self.run.space, architecture),
+            "taylor_importance": kept_importance(self.measured("taylor"), self.run.space, architecture),
             "naswot": untrained.naswot,
             "synflow": untrained.synflow,
             "table_ms": self.run.table.latency_ms(architecture),
@@ -101,6 +106,15 @@ class Scorers:
         )
         save(score, path)
         return score
+
+    def measured(self, kind: ImportanceKind) -> Importance:
+        """Another kind of importance: measured once, then read from its file."""
+        if kind not in self._measured:
+            path = self.folder / IMPORTANCE_FILES[kind]
+            if not path.exists():
+                save(importance_by(kind, run=self.run, scorer=self.scorer), path)
+            self._measured[kind] = load(Importance, path)
+        return self._measured[kind]
 
     def untrained(self, architecture: Architecture) -> UntrainedScore:
         """What the architecture's fresh net says; from its file, if it was asked before."""
@@ -138,8 +152,8 @@ def alpha_log_probability(importance: Importance, space: SearchSpace, architectu
     return sum(math.log(max(probability, 1e-12)) for probability, _ in _chosen(importance, space, architecture))
 
 
-def alpha_importance(importance: Importance, space: SearchSpace, architecture: Architecture) -> float:
-    """The sum of the published scores of the positions that keep a block; one without identity adds nothing."""
+def kept_importance(importance: Importance, space: SearchSpace, architecture: Architecture) -> float:
+    """The sum of the scores of the positions that keep a block; one without identity adds nothing."""
     return sum(score for _, score in _chosen(importance, space, architecture))
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from experiments.run import Run
 from search.importance import DiscretizationGap
-from supernet import Architecture, Sample, Supernet, UserError, inherit
+from supernet import Architecture, MetaFormer, Sample, Supernet, UserError, inherit
 from supernet.schema import write_atomically
 from train.augment import AugmentConfig
 from train.data import ImageData
-from train.evaluation import accuracy_of_batches, refit_batchnorm
+from train.evaluation import accuracy_of_batches, outcome_of_batches, refit_batchnorm
 from train.recipe import Precision
 from train.splits import Batch, batches, evaluation_batches
 
@@ -24,7 +24,8 @@ class Scorer:
     """`score(architecture)` in percent, deterministic, cached by digest in a file of JSON lines.
 
     The images, a fixed part of the training split for the statistics and of the score split for the accuracy, are
-    prepared once for all architectures. A file from an interrupted search is gone on with.
+    prepared once for all architectures. A file from an interrupted search is gone on with. `loss(architecture)` is the
+    cross-entropy of the same images, kept beside the accuracy, which it counts too.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Scorer:
             left -= len(self.images[-1][1])
             if left == 0:
                 break
-        self.known = _read(cache) if cache is not None else {}
+        self.known, self.losses = _read(cache) if cache is not None else ({}, {})
 
     def __call__(self, architecture: Architecture) -> float:
         """Accuracy in percent on the score split."""
@@ -61,15 +62,33 @@ class Scorer:
         if key not in self.known:
             model = inherit(self.supernet, architecture)
             self.known[key] = self.of(model)
-            if self.cache is not None:
-                with self.cache.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"digest": key, "accuracy_percent": self.known[key]}) + "\n")
+            self._keep({"digest": key, "accuracy_percent": self.known[key]})
         return self.known[key]
+
+    def loss(self, architecture: Architecture) -> float:
+        """Mean cross-entropy of the labels on the score split, in nats."""
+        key = architecture.digest
+        if key not in self.losses:
+            counted, loss = outcome_of_batches(self.heir(architecture), self.images, precision=self.precision)
+            self.known[key], self.losses[key] = counted.percent, loss
+            self._keep({"digest": key, "accuracy_percent": counted.percent, "cross_entropy": loss})
+        return self.losses[key]
+
+    def heir(self, architecture: Architecture) -> MetaFormer:
+        """The inherited subnet, batch-norm statistics re-fitted."""
+        model = inherit(self.supernet, architecture)
+        refit_batchnorm(model, self.refit, precision=self.precision)
+        return model
 
     def of(self, model: nn.Module) -> float:
         """Accuracy in percent of any model, after re-fitting its batch-norm statistics in place."""
         refit_batchnorm(model, self.refit, precision=self.precision)
         return accuracy_of_batches(model, self.images, precision=self.precision).percent
+
+    def _keep(self, line: dict[str, str | float]) -> None:
+        if self.cache is not None:
+            with self.cache.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def search_scorer(run: Run, folder: Path) -> Scorer:
@@ -86,10 +105,12 @@ def search_scorer(run: Run, folder: Path) -> Scorer:
     )
 
 
-def _read(cache: Path) -> dict[str, float]:
+def _read(cache: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """The accuracies in a file by digest, and the losses, of those architectures that were asked for theirs."""
+    known: dict[str, float] = {}
+    losses: dict[str, float] = {}
     if not cache.exists():
-        return {}
-    known = {}
+        return known, losses
     text = cache.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):  # the last line of a process that was killed
         text = text[: text.rfind("\n") + 1]
@@ -98,9 +119,11 @@ def _read(cache: Path) -> dict[str, float]:
         try:
             record = json.loads(line)
             known[str(record["digest"])] = float(record["accuracy_percent"])
+            if "cross_entropy" in record:
+                losses[str(record["digest"])] = float(record["cross_entropy"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{cache}: a line is damaged; delete the file, the search will score again") from None
-    return known
+    return known, losses
 
 
 class Fixed(nn.Module):

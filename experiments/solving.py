@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from experiments.artifacts import digest_of
 from experiments.console import counted
+from experiments.importances import importance_by
 from experiments.models import Job
 from experiments.run import Run
 from experiments.scoring import Scorer, search_scorer
@@ -17,12 +18,12 @@ from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
 from search.exact import latency_limit
 from search.frontier import slim_frontier
-from search.importance import Importance
+from search.importance import Importance, ImportanceKind
 from search.refining import refined
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
 from supernet import Architecture
-from supernet.schema import load
+from supernet.schema import plain
 from train.randomness import generator_for
 
 if TYPE_CHECKING:
@@ -45,11 +46,18 @@ class Solver:
         self.working = run.path if working is None else working
         self.trajectories: dict[Greedy, Trajectory] = {}
         self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
+        self._importances: dict[ImportanceKind, Importance] = {}
 
     @cached_property
     def scorer(self) -> Scorer:
         """Held-out accuracy of subnets; scores are kept in a file, so that a search can go on."""
         return search_scorer(self.run, self.working)
+
+    def importance(self, kind: ImportanceKind) -> Importance:
+        """The importance of every MetaPath, measured once."""
+        if kind not in self._importances:
+            self._importances[kind] = importance_by(kind, run=self.run, scorer=self.scorer)
+        return self._importances[kind]
 
     def slimmed(self, asked_ms: float, *, method: Greedy) -> Architecture:
         """The first architecture on a trajectory within the latency; the trajectory is made as long as needed."""
@@ -71,6 +79,7 @@ class Solver:
     def _slim(self, budget_ms: float, *, method: Greedy) -> Trajectory:
         table, space = self.run.table, self.run.runnable_space
         check_reachable(space, table=table, budget_ms=budget_ms)
+        importance = self.importance(self.run.experiment.search.importance) if method == "search" else None
         with self.run.screen.bar("slimming" if method == "search" else "slimming over the frontier") as advance:
             start_ms = table.latency_ms(space.largest)
 
@@ -79,7 +88,7 @@ class Solver:
                 figures = {"step": float(step.step), "ms": step.latency_ms, "held-out %": step.accuracy_percent}
                 advance(min(100, int(100 * done)), 100, figures)
 
-            if method == "frontier":
+            if importance is None:
                 config = self.run.experiment.search.frontier
                 return slim_frontier(
                     space,
@@ -91,7 +100,7 @@ class Solver:
                 )
             return slim(
                 space,
-                importance=load(Importance, self.run.path / "importance.json"),
+                importance=importance,
                 table=table,
                 score=self.scorer,
                 budget_ms=budget_ms,
@@ -130,7 +139,7 @@ class Solver:
 
         run, config = self.run, self.run.experiment.search.evolution
         came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
-        asked = run.experiment.search.model_dump(mode="json") | {"evolution": config.model_dump(exclude={"storage"})}
+        asked = plain(run.experiment.search) | {"evolution": config.model_dump(exclude={"storage"})}
         search = [asked, run.experiment.evaluate.batch_size, run.experiment.seeds.search]
         with run.screen.bar("evolution") as advance:
             return evolve(

@@ -16,6 +16,7 @@ from experiments.bundles import bundle_files, read_table_bundle
 from experiments.console import counted
 from experiments.experiment import Experiment
 from experiments.exporting import export_models
+from experiments.importances import IMPORTANCE_FILES, MEASURED, measured_kinds
 from experiments.models import (
     EvaluatedModel,
     Evaluation,
@@ -106,12 +107,12 @@ def train_supernet_stage(run: Run) -> list[Path]:
         temperature=temperature,
         discretization_gap=discretization_gap(supernet, gap_scorer, temperature=temperature),
     )
-    save(importance, run.path / "importance.json")
+    save(importance, run.path / IMPORTANCE_FILES["alpha"])
     del run.supernet  # the gap has re-fitted its batch norm; who needs it reads the file
     return [
         weights_path(run.supernet_directory),
         metrics_path(run.supernet_directory, SUPERNET),
-        run.path / "importance.json",
+        run.path / IMPORTANCE_FILES["alpha"],
     ]
 
 
@@ -164,7 +165,10 @@ def _measured_table(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing]]
 
 
 def search_stage(run: Run) -> list[Path]:
-    """Find, for every method and budget, an architecture whose whole net measures within the budget."""
+    """Find, for every method and budget, an architecture whose whole net measures within the budget.
+
+    Writes also the kinds of importance that the config asks for.
+    """
     search, table = run.experiment.search, run.table
     space = run.runnable_space
     largest_ms, smallest_ms = table.latency_ms(space.largest), table.latency_ms(space.smallest)
@@ -176,7 +180,9 @@ def search_stage(run: Run) -> list[Path]:
         solver.slimmed((1 - search.margin) * budgets[0], method="search")
     models: list[FoundModel] = []
     unreachable: list[UnreachableModel] = []
-    paths: list[Path] = []
+    paths = [run.path / IMPORTANCE_FILES[kind] for kind in measured_kinds(search)]
+    for kind, path in zip(measured_kinds(search), paths, strict=True):
+        save(solver.importance(kind), path)
     for job in (Job(method=method, budget_ms=budget) for method in search.methods for budget in budgets):
         try:
             delivery = solver.deliver(job)
@@ -362,7 +368,13 @@ def clear_working_files(stage: str, folder: Path) -> None:
     """Remove what an interrupted or finished earlier try of a stage left behind, to begin it anew."""
     leftovers = {
         "supernet": ["supernet", "scores.jsonl"],
-        "search": ["scores.jsonl", "architectures", EVOLUTION, *(f"{name}.jsonl" for name in TRAJECTORIES.values())],
+        "search": [
+            "scores.jsonl",
+            "architectures",
+            EVOLUTION,
+            *(f"{name}.jsonl" for name in TRAJECTORIES.values()),
+            *(IMPORTANCE_FILES[kind] for kind in MEASURED),
+        ],
         "retrain": ["models", "again"],
         "export": ["delivered", "again"],  # not on-device/: its results took a person, and belong to their plan
     }

@@ -139,6 +139,19 @@ IMPORTANCE: dict[str, Any] = {
     "discretization_gap": {"soft_accuracy_percent": 86.1, "hard_accuracy_percent": 85.4, "gap_points": 0.7},
 }
 
+BY_REMOVAL: dict[str, Any] = {
+    **IMPORTANCE,
+    "kind": "removal",
+    "metapaths": [path | {"score": path["score"] and -0.0012} for path in IMPORTANCE["metapaths"]],
+    "stages": [{"stage": 1, "score": -0.0012}, {"stage": 2, "score": 0.0}],
+}
+BY_GRADIENT: dict[str, Any] = {
+    **IMPORTANCE,
+    "kind": "taylor",
+    "metapaths": [path | {"score": path["score"] and 0.37} for path in IMPORTANCE["metapaths"]],
+    "stages": [{"stage": 1, "score": 0.37}, {"stage": 2, "score": 0.0}],
+}
+
 
 def files() -> dict[str, Any]:
     """Plain data for every JSON file of a finished run."""
@@ -194,6 +207,14 @@ def run_directory(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True)
         path.write_text(yaml.safe_dump(architecture((16, 96), (("identity", "mb4d"), ("mb4d", "separable_conv")))))
     return directory
+
+
+@pytest.fixture
+def three_kinds(run_directory: Path) -> Path:
+    """The same run with the other kinds of importance beside the alphas'."""
+    (run_directory / "importance-removal.json").write_text(json.dumps(BY_REMOVAL))
+    (run_directory / "importance-taylor.json").write_text(json.dumps(BY_GRADIENT))
+    return run_directory
 
 
 @pytest.fixture

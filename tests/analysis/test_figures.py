@@ -78,11 +78,34 @@ def test_a_position_has_a_bar_as_high_as_each_probability_and_its_score_above(ru
     assert {"4.0", "–", "stage 1", "stage 2"} <= words(figure)
 
 
+@pytest.mark.parametrize("width_px", [WIDE_PX, NARROW_PX])
+def test_every_kind_of_importance_has_a_panel_over_the_same_positions(three_kinds: Path, width_px: int) -> None:
+    run = read_run(three_kinds)
+    assert run.importance is not None
+    figure = importance_figure(run.importance, further=run.further_importances, width_px=width_px)
+    bars, _, removal, taylor = figure.axes
+    for axes, score in ((removal, -1.2), (taylor, 370.0)):
+        drawn = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+        assert [bar.get_height() for bar in drawn] == [pytest.approx(score), 0.0]
+        middles = [bar.get_x() + bar.get_width() / 2 for bar in drawn]
+        assert middles == pytest.approx([x for x in bars.get_xticks() if x >= 0])
+    for axes, title, score_and_sum in (
+        (removal, "Removal: rise of the loss, 10⁻³ nats; stage sums", "−1.2"),
+        (taylor, "Taylor: squared gradient, 10⁻³ nats²; stage sums", "370"),
+    ):
+        assert axes.get_title(loc="left") == title
+        assert [text.get_text() for text in axes.texts] == [score_and_sum, "–", score_and_sum, "0.00"]
+    assert figure.get_figheight() > importance_figure(run.importance).get_figheight()
+
+
 def test_a_new_stage_stands_apart() -> None:
     assert column_positions([1, 1, 2, 2]) == pytest.approx([0, 1, 2.7, 3.7])
 
 
-@pytest.mark.parametrize(("score", "text"), [(None, "–"), (4.04, "4.0"), (0.254, "0.25"), (123.4, "123")])
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [(None, "–"), (4.04, "4.0"), (0.254, "0.25"), (123.4, "123"), (-1.2, "\N{MINUS SIGN}1.2"), (-0.001, "0.00")],
+)
 def test_a_score_has_about_two_digits(score: float | None, text: str) -> None:
     assert score_text(score) == text
 

@@ -77,6 +77,7 @@ def test_the_page_is_well_formed_and_its_identifiers_are_distinct(page: Page) ->
 
 def test_every_section_of_a_finished_run_is_there(page: Page) -> None:
     assert set(SECTIONS) <= set(page.ids)
+    assert "over that of Identity. A low score is skipped first." in page.text
     assert "missing" not in page.ids
 
 
@@ -212,6 +213,18 @@ def test_stages_that_ran_on_two_machines_are_told_apart(run_directory: Path, cha
     text = Page(write_report(run_directory).read_text()).text
     assert "Xeon elsewhere, 2 cores, 24 GB, Linux" in text
     assert "AMD EPYC, 2 cores, 24 GB, Linux" in text
+
+
+def test_every_kind_of_importance_is_shown_and_explained(three_kinds: Path, change: Change) -> None:
+    change("config.json", lambda data: data["search"].update(importance="removal"))
+    text = Page(write_report(three_kinds).read_text()).text
+    for words in (
+        "removal, how much the loss rises where this block alone is left out, batch norm re-fitted; taylor, the mean",
+        "Removal: rise of the loss, 10⁻³ nats; stage sums",
+        "Taylor: squared gradient, 10⁻³ nats²; stage sums",
+        "gradient in a gate on the block's branch. A low score by removal is skipped first.",
+    ):
+        assert words in text
 
 
 def test_figures_are_also_files_that_need_no_style_sheet(run_directory: Path) -> None:

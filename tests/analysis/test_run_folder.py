@@ -56,6 +56,28 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(run_directory: P
     assert missing.command == f"{command} cifar10"
 
 
+def test_the_kinds_of_importance_are_read_and_missed_where_they_were_asked_for(
+    three_kinds: Path, change: Change
+) -> None:
+    run = read_run(three_kinds)
+    assert [found.kind for found in run.further_importances] == ["removal", "taylor"]
+    assert run.importance is not None
+    assert run.importance.kind == "alpha"  # whose file does not say so
+    for asked in ({"importance": "taylor"}, {"further_importances": ["taylor"]}):
+        change("config.json", lambda data, asked=asked: data.update(search={"budgets_ms": [0.8], **asked}))
+        assert read_run(three_kinds).missing == ()
+        (three_kinds / "importance-taylor.json").rename(three_kinds / "aside")
+        (missing,) = read_run(three_kinds).missing
+        assert (missing.file, missing.command) == ("importance-taylor.json", "slimformer search cifar10")
+        (three_kinds / "aside").rename(three_kinds / "importance-taylor.json")
+
+
+def test_importances_of_other_metapaths_are_refused(three_kinds: Path, change: Change) -> None:
+    change("importance-removal.json", lambda data: data["metapaths"][0].update(block=2))
+    with pytest.raises(UserError, match=r"importance-removal\.json: has other MetaPaths than importance\.json"):
+        read_run(three_kinds)
+
+
 def test_the_command_names_the_folder_as_one_would_type_it(
     run_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,13 @@ FIELDS: dict[str, Shown | Ran] = {
         f"search.evolution.{name}": in_a_run("test_evolution_searches_as_its_config_says")
         for name in ("trials", "population", "sampler", "storage")
     },
+    "search.importance": Shown(
+        "tests.experiments.test_importances", "test_the_slimming_goes_by_the_importance_that_is_asked_for"
+    ),
+    "search.further_importances": Shown(
+        "tests.experiments.test_importances",
+        "test_a_search_writes_the_importances_that_it_is_asked_for_and_no_others",
+    ),
     "search.slack": in_a_run("test_a_net_that_leaves_room_is_given_up_for_a_slower_one"),
     "search.margin": ran("search", FOUND, "search.margin=0.2"),
     "search.refit_images": in_a_run("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),

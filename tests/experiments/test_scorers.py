@@ -12,9 +12,10 @@ import torch
 from experiments import rank_study, scorers
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
+from experiments.importances import importance_by
 from experiments.rank_study import BINS, spread_architectures
 from experiments.run import Run
-from experiments.scorers import Scorers, alpha_importance, alpha_log_probability
+from experiments.scorers import Scorers, alpha_log_probability, kept_importance
 from experiments.study import RankConfig
 from search.importance import importance_of
 from supernet import UserError, cost, inherit
@@ -40,6 +41,9 @@ def test_every_score_is_what_its_name_says(run: Run, tmp_path: Path) -> None:
         assert scores["supernet_accuracy_no_refit"] == as_it_is
         differs |= as_it_is != scores["supernet_accuracy"]
         assert -5 < scores["supernet_loss"] < 0
+        for kind in ("alpha", "removal", "taylor"):
+            importance = importance_by(kind, run=run, scorer=made.scorer)  # type: ignore[arg-type]
+            assert scores[f"{kind}_importance"] == kept_importance(importance, run.space, net)
         assert scores["additive"] == made.contributions().percent(run.space, net)
         assert (scores["macs"], scores["parameters"]) == (size.macs, size.parameters)
         assert scores["table_ms"] == run.table.latency_ms(net)
@@ -78,9 +82,9 @@ def test_alphas_score_the_blocks_that_are_kept(run: Run) -> None:
         tuple((space.candidates(number)[0],) * stage.depth for number, stage in enumerate(space.stages, start=1)),
     )
     assert alpha_log_probability(importance, space, blocks) == pytest.approx(probable)
-    assert alpha_importance(importance, space, blocks) == pytest.approx(sum(m.score or 0 for m in importance.metapaths))
+    assert kept_importance(importance, space, blocks) == pytest.approx(sum(m.score or 0 for m in importance.metapaths))
     empty = space.smallest  # identity wherever there may be
-    assert alpha_importance(importance, space, empty) == 0
+    assert kept_importance(importance, space, empty) == 0
     unlikely = sum(math.log(metapath.probabilities[-1]) for metapath in importance.metapaths)
     assert alpha_log_probability(importance, space, empty) == pytest.approx(unlikely)
 

@@ -134,6 +134,26 @@ def test_an_architecture_is_scored_once(
     assert [again(space.largest), again(space.smallest)] == scores[:2]
 
 
+def test_a_loss_is_the_cross_entropy_of_the_scored_images_and_counts_the_accuracy_too(
+    scorer: MakeScorer, supernet: Supernet, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = scorer(cache=tmp_path / "scores.jsonl")
+    accuracy, loss = scorer()(space.largest), made.loss(space.largest)
+    heir = inherit(supernet, space.largest)
+    refit_batchnorm(heir, made.refit, precision="fp32")
+    images, labels = (torch.cat(parts) for parts in zip(*made.images, strict=True))
+    with torch.no_grad():
+        assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(heir(images), labels)), rel=1e-4)
+    made(space.smallest)
+    monkeypatch.setattr("experiments.scoring.inherit", lambda *_: pytest.fail("scored again"))
+    for each in (made, scorer(cache=tmp_path / "scores.jsonl")):
+        assert (each(space.largest), each.loss(space.largest)) == (accuracy, loss)
+    monkeypatch.undo()
+    again = scorer(cache=tmp_path / "scores.jsonl")
+    assert list(again.losses) == [space.largest.digest]
+    assert again.loss(space.smallest) > 0  # whose accuracy alone was known
+
+
 def test_the_last_line_of_a_killed_search_is_dropped_and_scored_again(
     scorer: MakeScorer, space: SearchSpace, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.artifacts import RunFolder
+from experiments.artifacts import RunFolder, digest_of
 from experiments.console import Screen
 from experiments.models import Job
 from experiments.run import Run
@@ -108,6 +108,20 @@ def test_a_budget_out_of_reach_says_the_smallest_that_is_not(run: Run) -> None:
         Solver(run).deliver(Job(method="search", budget_ms=smallest_ms))
     assert refused.value.budget_ms == smallest_ms
     assert refused.value.smallest_ms == pytest.approx(smallest_ms / 0.98)
+
+
+def test_fields_that_came_later_leave_the_name_of_an_evolutions_study_as_it_was(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    monkeypatch.setattr("search.evolution.evolve", lambda *_, study_name, **__: names.append(study_name) or [])
+    _ = Solver(run).evolved
+    search, seeds = run.experiment.search, run.experiment.seeds
+    before = search.model_dump(mode="json", exclude={"importance", "further_importances"})
+    before["evolution"] = search.evolution.model_dump(exclude={"storage"})
+    came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
+    content = [came_from, [before, run.experiment.evaluate.batch_size, seeds.search]]
+    assert names == [f"tiny-{digest_of(content)[:16]}"]
 
 
 def test_a_job_is_named_after_its_method_and_budget() -> None:

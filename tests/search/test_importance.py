@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from search.importance import DiscretizationGap, Importance, importance_of
+from search.importance import (
+    DiscretizationGap,
+    Importance,
+    importance_of,
+    removal_importance,
+    taylor_importance,
+)
+from supernet.architecture import Architecture
+from supernet.block_types import Identity
 from supernet.schema import UserError, load, save
 from supernet.space import SearchSpace
 from supernet.supernet import Supernet
@@ -102,3 +112,62 @@ def test_reading_the_alphas_changes_nothing(supernet: Supernet) -> None:
     before = [alpha.clone() for alpha in supernet.alpha_parameters()]
     importance_of(supernet, mixing="hard", temperature=0.5, discretization_gap=None)
     assert all(torch.equal(a, b) for a, b in zip(before, supernet.alpha_parameters(), strict=True))
+
+
+def test_a_file_from_before_there_were_kinds_is_of_the_alphas(supernet: Supernet, tmp_path: Path) -> None:
+    path = tmp_path / "importance.json"
+    found = importance_of(supernet, mixing="hard", temperature=1.0, discretization_gap=GAP)
+    save(found, path)
+    data = json.loads(path.read_text())
+    assert data.pop("kind") == "alpha"
+    path.write_text(json.dumps(data))
+    assert load(Importance, path) == found
+    path.write_text(json.dumps({**data, "kind": "beta"}))
+    with pytest.raises(UserError, match=r"kind: .*'alpha', 'removal' or 'taylor'"):
+        load(Importance, path)
+
+
+def filled(architecture: Architecture) -> list[tuple[int, int]]:
+    return [
+        (stage, block)
+        for stage, blocks in enumerate((stage.blocks for stage in architecture.stages), start=1)
+        for block, chosen in enumerate(blocks, start=1)
+        if not isinstance(chosen, Identity)
+    ]
+
+
+def test_importance_by_removal_is_what_the_loss_rises_by_without_the_block(
+    space: SearchSpace, importance: Importance, tmp_path: Path
+) -> None:
+    worth = {(1, 1): 0.5, (1, 2): -0.25, (2, 1): 8.0, (3, 1): 0.125, (3, 2): 1.0}
+    asked: list[Architecture] = []
+
+    def loss(architecture: Architecture) -> float:
+        asked.append(architecture)
+        assert [stage.width_channels for stage in architecture.stages] == [48, 64, 96]
+        return 10.0 - sum(worth[position] for position in filled(architecture))
+
+    found = removal_importance(importance, space=space, loss=loss)
+    assert found.kind == "removal"
+    assert [m.score for m in found.metapaths] == [0.5, -0.25, None, 0.125, 1.0]  # stage 2 has no identity
+    assert [(s.stage, s.score) for s in found.stages] == [(1, 0.25), (2, 0.0), (3, 1.125)]
+    assert asked[0] == space.largest
+    assert len(asked) == len(set(asked)) == 5
+    assert found.of(2, 1) == math.inf
+    assert [m.probabilities for m in found.metapaths] == [m.probabilities for m in importance.metapaths]
+    save(found, tmp_path / "importance-removal.json")
+    assert load(Importance, tmp_path / "importance-removal.json") == found
+
+
+def test_importance_by_gradient_counts_images_that_pull_apart(
+    space: SearchSpace, importance: Importance, make_importance: Callable[..., Importance]
+) -> None:
+    gradients = {
+        (1, 1): torch.tensor([1.0, -1.0, 1.0, -1.0]),  # 0 on average
+        (1, 2): torch.tensor([0.5, 0.5, 0.5, 0.5]),
+        (3, 1): torch.tensor([0.0, 0.0, 0.0, 4.0]),
+        (3, 2): torch.zeros(4),
+    }
+    found = taylor_importance(importance, gradients=gradients)
+    scores = {(1, 1): 1.0, (1, 2): 0.25, (2, 1): None, (3, 1): 4.0, (3, 2): 0.0}
+    assert found == make_importance(space, scores).model_copy(update={"kind": "taylor"})
