@@ -160,12 +160,14 @@ class LatencyPair(FileRecord):
     measured_p10_ms: Milliseconds | None = None
     measured_p90_ms: Milliseconds | None = None
     parameters: int = 0
+    numbers: int = 0
     kinds_ms: dict[str, float] = {}
 
 
 class Crowding(FileRecord):
-    """What weights cost that find no room in a cache: ms a million parameters above so many million."""
+    """What finds no room in a cache: ms a million parameters, or numbers of weights and maps, above so many million."""
 
+    of: Literal["parameters", "numbers"] = "parameters"
     above_millions: float
     ms_per_million: float
 
@@ -183,7 +185,8 @@ class Correction(FileRecord):
         known = pair.kinds_ms or {"": pair.predicted_ms}  # records from before there were kinds
         crowded_ms = 0.0
         if self.crowding is not None:
-            above_millions = max(0.0, pair.parameters / 1e6 - self.crowding.above_millions)
+            count = pair.numbers if self.crowding.of == "numbers" else pair.parameters
+            above_millions = max(0.0, count / 1e6 - self.crowding.above_millions)
             crowded_ms = self.crowding.ms_per_million * above_millions
         scaled_ms = self.scale * sum(self.scales.get(kind, 1.0) * ms for kind, ms in known.items())
         return self.constant_ms + scaled_ms + crowded_ms

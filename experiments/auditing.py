@@ -153,7 +153,7 @@ def _by_lines(
 
 def _valued(pair: LatencyPair, value: float) -> LatencyPair:
     """A net that is predicted by this figure alone."""
-    return pair.model_copy(update={"predicted_ms": value, "kinds_ms": {"": value}, "parameters": 0})
+    return pair.model_copy(update={"predicted_ms": value, "kinds_ms": {"": value}, "parameters": 0, "numbers": 0})
 
 
 def predictor_errors(pairs: Sequence[LatencyPair]) -> PredictorErrors:

@@ -1,7 +1,8 @@
 """Correction: what takes the sum of a net's parts to the latency of the whole net, fitted on measured whole nets.
 
-A factor for each kind of part, a constant, and the cost of weights that do not fit into a cache beside all others: the
-small nets that parts are measured in fit, a large net does not, and reads them from further away at every inference.
+A factor for each kind of part, a constant, and the cost of weights and maps that do not fit into a cache beside all
+others: the small nets that parts are measured in fit, a large net does not, and fetches them from further away at every
+inference.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -19,19 +20,26 @@ from supernet.schema import Record
 
 LEAST_NETS_BY_KIND = 8  # with fewer nets anything but constant and scale would be guessed
 HOLDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # how strongly the factors are held to the common scale
-QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the nets' parameters: where crowding may begin
+QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the nets' numbers: where crowding may begin
 GAIN = 0.9  # of the squared error without a term, that it must leave at most
 
 
-class Crowding(Record):
-    """What weights cost that find no room in a cache: so many ms for every million parameters above so many."""
+Counted = Literal["parameters", "numbers"]
 
+
+class Crowding(Record):
+    """What finds no room in a cache: so many ms for every million numbers of a net above so many.
+
+    Numbers are those of weights and maps (`search.parts.numbers_of`), in older files parameters alone.
+    """
+
+    of: Counted = "parameters"
     above_millions: Annotated[float, Field(ge=0)]
     ms_per_million: Annotated[float, Field(ge=0)]
 
-    def ms(self, parameters: float) -> float:
-        """What a net of so many parameters takes longer."""
-        return self.ms_per_million * max(0.0, parameters / 1e6 - self.above_millions)
+    def ms(self, count: float) -> float:
+        """What a net of so many takes longer."""
+        return self.ms_per_million * max(0.0, count / 1e6 - self.above_millions)
 
 
 class Correction(Record):
@@ -49,20 +57,22 @@ class Correction(Record):
         """What the ms of this kind of part are multiplied with."""
         return self.scale * self.scales.get(kind, 1.0)
 
-    def of(self, kinds_ms: Mapping[str, float], parameters: float = 0) -> float:
-        """The corrected latency of a net of so many parameters whose parts take so many ms, kind by kind."""
-        crowding_ms = 0.0 if self.crowding is None else self.crowding.ms(parameters)
+    def of(self, kinds_ms: Mapping[str, float], *, parameters: float = 0, numbers: float = 0) -> float:
+        """The corrected latency of a net of so many whose parts take so many ms, kind by kind."""
+        crowding_ms = 0.0
+        if self.crowding is not None:
+            crowding_ms = self.crowding.ms(numbers if self.crowding.of == "numbers" else parameters)
         return self.constant_ms + sum(self.factor(kind) * ms for kind, ms in kinds_ms.items()) + crowding_ms
 
 
 class MeasuredNet(Protocol):
-    """A whole net: the ms of its parts, kind by kind, its parameters (0 where they are not known), its latency."""
+    """A whole net: the ms of its parts, kind by kind, the numbers that it moves (0: not known), its latency."""
 
     @property
     def kinds_ms(self) -> Mapping[str, float]: ...
 
     @property
-    def parameters(self) -> int: ...
+    def numbers(self) -> int: ...
 
     @property
     def measured_ms(self) -> float: ...
@@ -105,7 +115,7 @@ class _Form(NamedTuple):
 
 
 class _Nets(NamedTuple):
-    """Measured nets as arrays: ms by kind (a row a net), millions of parameters, measured ms."""
+    """Measured nets as arrays: ms by kind (a row a net), millions of numbers, measured ms."""
 
     kinds: list[str]
     kinds_ms: np.ndarray
@@ -118,7 +128,7 @@ class _Nets(NamedTuple):
         return cls(
             kinds,
             np.array([[net.kinds_ms.get(kind, 0.0) for kind in kinds] for net in nets]),
-            np.array([net.parameters / 1e6 for net in nets]),
+            np.array([net.numbers / 1e6 for net in nets]),
             np.array([net.measured_ms for net in nets]),
         )
 
@@ -136,7 +146,7 @@ class _Nets(NamedTuple):
             scales = {kind: float(factor / scale) for kind, factor in zip(self.kinds, factors, strict=True)}
         crowding = None
         if form.above is not None and per_million > 0:
-            crowding = Crowding(above_millions=form.above, ms_per_million=per_million)
+            crowding = Crowding(of="numbers", above_millions=form.above, ms_per_million=per_million)
         return Correction(constant_ms=constant_ms, scale=scale, scales=scales, crowding=crowding)
 
     def left_out_error(self, form: _Form) -> float:
@@ -145,7 +155,7 @@ class _Nets(NamedTuple):
         for index in range(len(self.measured_ms)):
             correction = self.where(np.arange(len(self.measured_ms)) != index).correction(form)
             kinds_ms = dict(zip(self.kinds, self.kinds_ms[index].tolist(), strict=True))
-            predicted_ms = correction.of(kinds_ms, 1e6 * float(self.millions[index]))
+            predicted_ms = correction.of(kinds_ms, numbers=1e6 * float(self.millions[index]))
             found.append(predicted_ms / float(self.measured_ms[index]) - 1.0)
         return float(np.mean(np.square(found)))
 
@@ -155,7 +165,7 @@ class _Nets(NamedTuple):
         return [1.0 / self.measured_ms, *beyond]
 
     def _line(self, above: float | None) -> tuple[float, float, float]:
-        """Common scale, constant ms, ms per million parameters."""
+        """Common scale, constant ms, ms per million numbers."""
         sums_ms = self.kinds_ms.sum(axis=1)
         if len(np.unique(sums_ms)) == 1:
             return float(np.median(self.measured_ms / sums_ms)), 0.0, 0.0

@@ -4,7 +4,7 @@ The integer program is a knapsack of multiple choice (scipy's milp, HiGHS): a st
 position one of its candidates; a downsampling costs by the pair of widths around it; token blocks are the last blocks
 of the net, and the way to them costs once a stage. Everything that adds up over the parts of a net can be limited, in
 any number: milliseconds on several devices, parameters, MACs. So can what grows with such a sum beyond a threshold, as
-latency does with weights that no longer fit into a cache.
+latency does with weights and maps that no longer fit into a cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 
 from search.contributions import Contributions
 from search.latency_table import LatencyTable
-from search.parts import LatencyKey, key_of, keys, parameters_of, reshape_key
+from search.parts import LatencyKey, key_of, keys, reshape_key
 from supernet import Architecture, SearchSpace, UserError
 
 SLACK = 1e-12  # of a limit: what sums of the same numbers in another order may differ by
@@ -64,7 +64,7 @@ def latency_limit(table: LatencyTable, at_most_ms: float) -> Limit:
     correction, beyond = table.correction, None
     if correction.crowding is not None:
         crowding = correction.crowding
-        beyond = Beyond(lambda key: parameters_of(key) / 1e6, crowding.above_millions, crowding.ms_per_million)
+        beyond = Beyond(lambda key: table.crowds(key) / 1e6, crowding.above_millions, crowding.ms_per_million)
     return Limit("ms", of=table.part_ms, at_most=at_most_ms, constant=correction.constant_ms, beyond=beyond)
 
 

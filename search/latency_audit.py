@@ -18,7 +18,7 @@ from scipy.stats import kendalltau
 from search.correction import Correction, fit_correction
 from search.latency_table import LatencyTable
 from search.measure import Timing
-from search.parts import keys, parameters_of
+from search.parts import keys, numbers_of, parameters_of
 from supernet.architecture import Architecture
 from supernet.schema import Record, load, save
 
@@ -26,12 +26,14 @@ from supernet.schema import Record, load, save
 class LatencyPair(Record):
     """One whole net: the table's prediction, whole and by kind of part, and the measurement, in ms.
 
-    Files of before it was noted down say nothing of `parameters` (0).
+    `numbers` are those of its weights and maps. Files of before they were noted down say nothing of them, nor of
+    `parameters` (0).
     """
 
     digest: str
     architecture: Architecture
     parameters: int = 0
+    numbers: int = 0
     predicted_ms: float
     kinds_ms: dict[str, float]
     measured_ms: Annotated[float, Field(gt=0)]
@@ -137,6 +139,7 @@ def pair_of(net: Architecture, table: LatencyTable, timing: Timing, *, speed: fl
         digest=net.digest,
         architecture=net,
         parameters=sum(map(parameters_of, keys(net))),
+        numbers=sum(numbers_of(key, batch_size=table.batch_size) for key in keys(net)),
         predicted_ms=table.latency_ms(net),
         kinds_ms=table.kinds_ms(net),
         measured_ms=speed * timing.median_ms,
@@ -169,4 +172,5 @@ def _summary(table: LatencyTable, pairs: tuple[LatencyPair, ...]) -> LatencyAudi
 
 def corrected(pair: LatencyPair, correction: Correction) -> LatencyPair:
     """The same net, predicted by this correction of the table."""
-    return pair.model_copy(update={"predicted_ms": correction.of(pair.kinds_ms, pair.parameters)})
+    predicted_ms = correction.of(pair.kinds_ms, parameters=pair.parameters, numbers=pair.numbers)
+    return pair.model_copy(update={"predicted_ms": predicted_ms})

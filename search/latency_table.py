@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from search.correction import Correction
 from search.measure import Machine
-from search.parts import LatencyKey, Part, canonical_spec, keys, kind_of, parameters_of
+from search.parts import LatencyKey, Part, canonical_spec, keys, kind_of, numbers_of, parameters_of
 from supernet.architecture import Architecture
 from supernet.block_types import Positive
 from supernet.schema import Record, UserError, load, save
@@ -169,8 +169,15 @@ class LatencyTable(Record):
         """The predicted latency of a whole net: the corrected sum of its parts. Raises `UnmeasuredBlock`."""
         parts = keys(architecture)
         crowding = self.correction.crowding
-        crowding_ms = 0.0 if crowding is None else crowding.ms(sum(map(parameters_of, parts)))
+        crowding_ms = 0.0 if crowding is None else crowding.ms(sum(map(self.crowds, parts)))
         return self.correction.constant_ms + sum(map(self.part_ms, parts)) + crowding_ms
+
+    def crowds(self, key: LatencyKey) -> int:
+        """What of a part the correction's crowding counts."""
+        crowding = self.correction.crowding
+        if crowding is not None and crowding.of == "numbers":
+            return numbers_of(key, batch_size=self.batch_size)
+        return parameters_of(key)
 
     def standard_error_ms(self, architecture: Architecture) -> float:
         """The standard error of a prediction, as far as it comes from those of the parts. Raises `UnmeasuredBlock`."""

@@ -142,6 +142,16 @@ def part_module(key: LatencyKey) -> nn.Module:
 
 
 @lru_cache(maxsize=65536)
+def numbers_of(key: LatencyKey, *, batch_size: int) -> int:
+    """How many numbers a part moves: its parameters, and the maps at its ends for so many images.
+
+    A map between two parts counts once, as the input of the second; within a block's residual sum it is read again.
+    """
+    ends = key.in_channels + (key.out_channels if key.part == "block" else 0)
+    return parameters_of(key) + batch_size * key.grid[0] * key.grid[1] * ends
+
+
+@lru_cache(maxsize=65536)
 def parameters_of(key: LatencyKey) -> int:
     """How many parameters a part has: those of its parts are a net's."""
     if key.part == "reshape":

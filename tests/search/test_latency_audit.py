@@ -13,11 +13,11 @@ from supernet import published_architecture
 NET = published_architecture("efficientformer_l1")
 
 
-def pair(predicted_ms: float, measured_ms: float, *, parameters: int = 0, **kinds_ms: float) -> LatencyPair:
+def pair(predicted_ms: float, measured_ms: float, *, numbers: int = 0, **kinds_ms: float) -> LatencyPair:
     return LatencyPair(
         digest="0" * 16,
         architecture=NET,
-        parameters=parameters,
+        numbers=numbers,
         predicted_ms=predicted_ms,
         kinds_ms=kinds_ms or {"whole": predicted_ms},
         measured_ms=measured_ms,
@@ -73,7 +73,8 @@ def nets_of(kinds: dict[str, float], *, noise: float, count: int = 20) -> list[L
 
 
 def mean_error(correction: Correction, judged: list[LatencyPair]) -> float:
-    return float(np.mean([abs(correction.of(net.kinds_ms, net.parameters) / net.measured_ms - 1) for net in judged]))
+    predicted_ms = [correction.of(net.kinds_ms, numbers=net.numbers) for net in judged]
+    return float(np.mean([abs(ms / net.measured_ms - 1) for ms, net in zip(predicted_ms, judged, strict=True)]))
 
 
 def test_a_kind_of_part_that_takes_longer_than_measured_gets_a_factor_of_its_own():
@@ -90,27 +91,28 @@ def test_where_kinds_do_not_differ_noise_gives_them_hardly_a_factor():
 
 
 def crowded_nets(*, each_ms: float, noise: float, count: int) -> list[LatencyPair]:
-    """Nets that take as long as their parts, and `each_ms` more for every million parameters above a third of one."""
+    """Nets that take as long as their parts, and `each_ms` more for every million numbers above a third of one."""
     draw = np.random.default_rng(1)
     found = []
     for _ in range(count):
         millions, parts_ms = draw.uniform(0.05, 0.8), {kind: float(draw.uniform(0.1, 1.0)) for kind in "ab"}
         measured_ms = sum(parts_ms.values()) + each_ms * max(0.0, millions - 0.33)
         measured_ms *= 1 + noise * draw.standard_normal()
-        found.append(pair(sum(parts_ms.values()), measured_ms, parameters=round(1e6 * millions), **parts_ms))
+        found.append(pair(sum(parts_ms.values()), measured_ms, numbers=round(1e6 * millions), **parts_ms))
     return found
 
 
-def test_weights_that_find_no_room_in_a_cache_are_told_from_what_parts_take():
+def test_what_finds_no_room_in_a_cache_is_told_from_what_parts_take():
     nets = crowded_nets(each_ms=0.4, noise=0.003, count=240)
     found = fit_correction(nets[:40])
     assert found.crowding is not None
+    assert found.crowding.of == "numbers"
     assert found.crowding.above_millions == pytest.approx(0.33, abs=0.1)
     assert found.crowding.ms_per_million == pytest.approx(0.4, rel=0.25)
     assert mean_error(found, nets[40:]) < 0.01 < mean_error(Correction(scale=1.05), nets[40:])
 
 
-def test_where_weights_cost_nothing_more_there_is_no_crowding():
+def test_where_size_costs_nothing_more_there_is_no_crowding():
     assert fit_correction(crowded_nets(each_ms=0.0, noise=0.01, count=40)).crowding is None
 
 

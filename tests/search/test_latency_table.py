@@ -10,7 +10,7 @@ from search.correction import Correction, Crowding
 from search.exact import latency_limit
 from search.latency_table import Entry, LatencyTable, Protocol, RuntimeName, UnmeasuredBlock
 from search.measure import Machine
-from search.parts import keys, parameters_of
+from search.parts import keys, numbers_of, parameters_of
 from supernet import cost, published_architecture
 from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
 from supernet.block_types import MB3D, MB4D, Block, Identity
@@ -121,15 +121,30 @@ def test_the_parameters_of_the_parts_are_those_of_the_net(name):
     assert sum(map(parameters_of, keys(net))) == cost(net).parameters
 
 
-def test_weights_beyond_a_threshold_add_to_the_sum_of_the_parts():
-    millions = cost(NET).parameters / 1e6
+def test_the_numbers_of_a_part_are_its_parameters_and_the_maps_at_its_ends():
+    stem, block, *_, head = (key for key in keys(NET) if key.part != "reshape")
+    maps = {key: numbers_of(key, batch_size=1) - parameters_of(key) for key in (stem, block, head)}
+    assert (stem.part, block.part, head.part) == ("stem", "block", "head")
+    assert maps[stem] == 3 * stem.grid[0] * stem.grid[1]
+    assert maps[block] == 2 * block.in_channels * block.grid[0] * block.grid[1]
+    assert maps[head] == head.in_channels * head.grid[0] * head.grid[1]
+    for key, elements in maps.items():
+        assert numbers_of(key, batch_size=4) == parameters_of(key) + 4 * elements
+
+
+@pytest.mark.parametrize("of", ["parameters", "numbers"])
+def test_what_is_beyond_a_threshold_adds_to_the_sum_of_the_parts(of):
+    counts = {
+        "parameters": cost(NET).parameters,
+        "numbers": sum(numbers_of(key, batch_size=table_of(NET).batch_size) for key in keys(NET)),
+    }
+    millions = counts[of] / 1e6
     for above, beyond in ((0.5 * millions, 0.5 * millions), (2 * millions, 0.0)):
-        crowding = Crowding(above_millions=above, ms_per_million=3.0)
+        crowding = Crowding(of=of, above_millions=above, ms_per_million=3.0)
         corrected = table_of(NET).corrected(Correction(crowding=crowding))
         assert corrected.latency_ms(NET) == pytest.approx(9 * 0.5 + 3.0 * beyond)
-        assert corrected.correction.of(corrected.kinds_ms(NET), cost(NET).parameters) == pytest.approx(
-            corrected.latency_ms(NET)
-        )
+        predicted_ms = corrected.correction.of(corrected.kinds_ms(NET), **counts)
+        assert predicted_ms == pytest.approx(corrected.latency_ms(NET))
         limit = latency_limit(corrected, 10.0)
         assert limit.used(NET) == pytest.approx(corrected.latency_ms(NET))
 
