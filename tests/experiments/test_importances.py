@@ -144,11 +144,10 @@ def test_the_slimming_goes_by_the_importance_that_is_asked_for(
 
     monkeypatch.setattr(solving, "importance_by", doctored)
     solver = Solver(run)
-    solver.slimmed(0.95 * run.table.latency_ms(run.space.largest))
-    assert solver.trajectory is not None
+    solver.slimmed(0.95 * run.table.latency_ms(run.space.largest), method="search")
     (skip,) = (
         alternative.action
-        for alternative in solver.trajectory.steps[1].alternatives
+        for alternative in solver.trajectories["search"].steps[1].alternatives
         if alternative.action.kind == "skip_path"
     )
     assert (skip.stage, skip.block) == (2, 2)

@@ -117,7 +117,7 @@ def test_fields_that_came_later_leave_the_name_of_an_evolutions_study_as_it_was(
     monkeypatch.setattr("search.evolution.evolve", lambda *_, study_name, **__: names.append(study_name) or [])
     _ = Solver(run).evolved
     search, seeds = run.experiment.search, run.experiment.seeds
-    before = search.model_dump(mode="json", exclude={"importance", "further_importances"})
+    before = search.model_dump(mode="json", exclude={"frontier", "importance", "further_importances"})
     before["evolution"] = search.evolution.model_dump(exclude={"storage"})
     came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
     content = [came_from, [before, run.experiment.evaluate.batch_size, seeds.search]]
