@@ -165,9 +165,30 @@ def table_command(
     write_table_bundle(Run(described, folder, Screen(), command=command_line(), plugins=plugin or ()), bundle)
 
 
+def search_command(
+    experiment: ExperimentArgument,
+    out: OutOption = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Search by this method (search.methods); may be repeated.")
+    ] = None,
+    budget_ms: Annotated[
+        list[float] | None, typer.Option("--budget-ms", help="For this budget (search.budgets_ms); may be repeated.")
+    ] = None,
+    override: SetOption = None,
+    redo: RedoOption = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Architectures that meet the budgets, by each method."""
+    asked = [f"search.methods=[{', '.join(method)}]"] if method else []
+    if budget_ms:
+        asked += ["search.budgets_of_largest=null", f"search.budgets_ms={budget_ms}"]
+    _run_stage("search", experiment, out=out, override=[*asked, *(override or ())], redo=redo, plugin=plugin)
+
+
+_OWN_COMMANDS = {"table": table_command, "search": search_command}
 for _name, _summary in STAGE_HELP.items():
-    if _name == "table":
-        app.command(_name, help=_summary)(table_command)
+    if _name in _OWN_COMMANDS:
+        app.command(_name, help=_summary)(_OWN_COMMANDS[_name])
     else:
         _stage_command(_name, _summary)
 

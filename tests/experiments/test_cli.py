@@ -18,6 +18,7 @@ from experiments.artifacts import RunFolder
 from experiments.cli import STAGE_HELP, app
 from experiments.stages import STAGES
 from search.latency_table import LatencyTable
+from search.trajectory import Trajectory
 from supernet import list_models
 from train.checkpoint import load_checkpoint
 from train.loop import checkpoint_path
@@ -213,6 +214,19 @@ def test_a_budget_below_the_smallest_architecture_says_the_smallest_that_can_be_
     reached = float(mistake.split(" takes ")[1].split(" ms")[0])
     words = ("--set", f"search.budgets_ms=[{1.001 * reached}]", "--redo", "--until", "search")
     assert slimformer("run", copied, *words).code == 0
+
+
+def test_a_search_takes_its_methods_and_budgets_from_the_command_line(copied: Path, slimformer: Slimformer) -> None:
+    largest_ms = Trajectory.load(copied / "trajectory.jsonl").steps[0].latency_ms
+    fast_ms, slow_ms = (float(f"{share * largest_ms:.3g}") for share in (0.7, 0.95))
+    words = ("--method", "random", "--method", "uniform", "--budget-ms", slow_ms, "--budget-ms", fast_ms)
+    assert slimformer("search", copied, *words, "--redo").code == 0
+    found = {path.relative_to(copied / "architectures").as_posix() for path in copied.glob("architectures/*/*.yaml")}
+    assert found == {
+        f"{method}/architecture-{budget:g}ms.yaml" for method in ("random", "uniform") for budget in (fast_ms, slow_ms)
+    }
+    assert "(got 'serach')" in slimformer("search", copied, "--method", "serach", "--redo").mistake
+    assert "search.budgets_ms" in slimformer("search", copied, "--budget-ms", "-1", "--redo").mistake
 
 
 def test_a_folder_of_another_experiment_is_refused_and_nothing_is_lost(
