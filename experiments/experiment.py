@@ -51,7 +51,7 @@ class TableConfig(Record):
     precision: str | None = None
     threads: Positive = 1
     batch_size: Positive = 1
-    rounds: Annotated[int, Field(ge=2)] = 15
+    rounds: Annotated[int, Field(ge=2)] = 30
     standard_error_percent: Annotated[float, Field(gt=0)] = 1.0
     most_minutes: Annotated[float, Field(ge=0)] = 3.0
     copies: Positive = 4
