@@ -40,8 +40,9 @@ class Agreement(Record):
     """Two tables against each other, of which the second took `speed` times as long, the median over whole nets.
 
     `nets` are predictions of random whole nets, each table with its own correction, `uncorrected` the sums of entries
-    alone. `entries` are weighted by what they take, because those of some microseconds change no net; `worst_entry` is
-    the one with the largest difference in ms. `drift` is that of the two tables' rounds, where it was noted down.
+    alone. `entries` are weighted by what they take in the first table, because those of some microseconds change no
+    net; `worst_entry` is the one with the largest difference in ms. `drift` is that of the two tables' rounds, where it
+    was noted down.
     """
 
     schema_version: Literal[1] = 1
@@ -80,7 +81,7 @@ def agreement(first: LatencyTable, second: LatencyTable, nets: Sequence[Architec
         nets=_differences(corrected / [1.0, of_corrected]),
         uncorrected=_differences(sums / [1.0, speed]),
         num_entries=len(keys),
-        entries=_differences(entries, weights=entries.mean(axis=1)),
+        entries=_differences(entries, weights=entries[:, 0]),
         worst_entry=EntryDifference(
             entry=str(keys[worst]),
             first_ms=float(entries[worst, 0]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import warnings
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -112,14 +112,26 @@ def _from_files(
     with warnings.catch_warnings():  # from Python 3.12 on; the processes use one thread and leave by os._exit
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
         files = iter(loader)
-    for net, made in zip(nets, files, strict=True):
-        yield partial(_load, net, made, runtime, (batch_size, *net.input_shape))
+    for net in nets:
+        yield partial(_load, net, _next(files), runtime, (batch_size, *net.input_shape))
 
 
 class _Refusal(NamedTuple):
     """Why a file could not be made."""
 
     reason: str
+
+
+def _next(files: Iterator[bytes | _Refusal]) -> bytes | _Refusal:
+    """The next file. Raises `UserError` where the process that should have made it was ended."""
+    try:
+        return next(files)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("exited unexpectedly", "killed by signal")):
+            raise
+        raise UserError(
+            "a process that builds nets was ended: is there memory enough? With threads=1 one process builds them all"
+        ) from None
 
 
 class _Files(Dataset["bytes | _Refusal"]):

@@ -34,8 +34,9 @@ class EagerRuntime:
 
 
 def channels_last_noise(input_shape: tuple[int, ...]) -> Tensor:
-    """The noise as a channels_last map, the faster layout: measured 12 % at 32 px, 15 % at 224 px on an AVX2 core."""
-    return torch.from_numpy(noise(input_shape)).contiguous(memory_format=torch.channels_last)
+    """The noise, a map in channels_last, the faster layout: measured 12 % at 32 px, 15 % at 224 px on an AVX2 core."""
+    images = torch.from_numpy(noise(input_shape))
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images  # else tokens B,N,C
 
 
 def with_threads(work: Callable[[], object], threads: int) -> Callable[[], object]:

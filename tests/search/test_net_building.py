@@ -17,6 +17,7 @@ from search.runtimes import onnx_in
 from search.skeletons import Skeleton
 from supernet.architecture import Stage
 from supernet.block_types import MB4D
+from supernet.schema import UserError
 
 pytestmark = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods() or machine().cores < 2, reason="needs fork and two cores"
@@ -102,6 +103,15 @@ def test_a_full_disk_in_another_process_is_not_the_nets_fault() -> None:
 
     with pytest.raises(OSError, match="No space left"):
         build_models(NETS, Full(), batch_size=1, processes=2)
+
+
+def test_a_process_that_is_ended_is_a_line_for_the_user() -> None:
+    class Ended(Files):
+        def export(self, module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+            os._exit(9)
+
+    with pytest.raises(UserError, match="a process that builds nets was ended: is there memory enough"):
+        build_models(NETS, Ended(), batch_size=1, processes=2)
 
 
 def test_a_runtime_that_makes_no_files_builds_here() -> None:

@@ -62,6 +62,18 @@ def test_a_built_in_runtime_computes_what_the_module_computes(name):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_part_that_works_on_tokens_runs_alone_too(name):
+    torch.manual_seed(0)
+    net, shape = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval(), (2, 6, 8)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(noise(shape)))
+    output = runtime(name, threads=1).build(net, shape)()
+    first = output[0] if isinstance(output, list) else output
+    found = first if isinstance(first, torch.Tensor) else torch.from_numpy(np.array(first))
+    torch.testing.assert_close(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_int8_is_close_to_the_module_and_not_it(name):
     net = small_net()
