@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
@@ -185,7 +186,7 @@ def search_command(
     _run_stage("search", experiment, out=out, override=[*asked, *(override or ())], redo=redo, plugin=plugin)
 
 
-_OWN_COMMANDS = {"table": table_command, "search": search_command}
+_OWN_COMMANDS: dict[str, Callable[..., None]] = {"table": table_command, "search": search_command}
 for _name, _summary in STAGE_HELP.items():
     if _name in _OWN_COMMANDS:
         app.command(_name, help=_summary)(_OWN_COMMANDS[_name])
