@@ -77,17 +77,7 @@ def _probabilities(
             )
             bottom += probability[name]
         crowded = column_px < 26
-        axes.annotate(
-            score_text(path.score),
-            (x, 1),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9 if crowded else 11,
-            rotation=90 if crowded else 0,
-            annotation_clip=False,
-        )
+        _score_above(axes, path.score, (x, 1), crowded=crowded)
     every = 1 if column_px >= 16 else 2
     axes.set_xticks(list(positions)[::every], [str(path.block) for path in metapaths][::every])
     axes.tick_params(axis="x", labelbottom=True, length=0, labelsize=11)
@@ -175,17 +165,7 @@ def _scores(axes: Axes, importance: ImportanceFile, positions: Sequence[float], 
     axes.axhline(0, color=colour("muted"), linewidth=0.8)
     crowded = column_px < 30
     for x, score, height in zip(positions, scaled, heights, strict=True):
-        axes.annotate(
-            score_text(score),
-            (x, max(height, 0.0)),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9 if crowded else 11,
-            rotation=90 if crowded else 0,
-            annotation_clip=False,
-        )
+        _score_above(axes, score, (x, max(height, 0.0)), crowded=crowded)
     spread = max([*heights, 0.0]) - min([*heights, 0.0])
     axes.set_ylim(min([*heights, 0.0]), min([*heights, 0.0]) + 1.25 * (spread or 1.0))
     axes.set_yticks([])
@@ -210,6 +190,21 @@ def _scores(axes: Axes, importance: ImportanceFile, positions: Sequence[float], 
         )
     power = f"10{str(exponent).translate(_SUPERSCRIPTS)} " if exponent else ""
     axes.set_title(f"{_TITLES[importance.kind].format(power)}; stage sums", pad=16 if crowded else 8)
+
+
+def _score_above(axes: Axes, score: float | None, at: tuple[float, float], *, crowded: bool) -> None:
+    """Write a score above a bar, upright where bars are narrow."""
+    axes.annotate(
+        score_text(score),
+        at,
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=9 if crowded else 11,
+        rotation=90 if crowded else 0,
+        annotation_clip=False,
+    )
 
 
 def _thousands(scores: Sequence[float]) -> int:
