@@ -140,7 +140,7 @@ class EvaluateConfig(Record):
     batch_size: Positive = 256
     parity_images: Positive = 16
     calibration_images: Positive = 256
-    latency_rounds: Positive = 100
+    latency_rounds: Positive = 50
 
 
 class Experiment(Record):
