@@ -26,7 +26,7 @@ from experiments.run import Run
 from experiments.solving import Solver
 from experiments.study import CompareConfig, Study
 from experiments.study_units import StudyFolder, TrainedNet, Training, trained
-from search.slimming import BudgetUnreachable
+from search.slimming import Unreachable
 from supernet import Architecture, cost
 from supernet.cost import Cost
 from supernet.schema import load, plain, save
@@ -117,7 +117,7 @@ class CompareStudy:
             delivery, reason = None, None
             try:
                 delivery = solver.deliver(job)
-            except BudgetUnreachable as unreachable:
+            except Unreachable as unreachable:
                 reason = str(unreachable)
             seconds = round(time.monotonic() - began, 2)
             found = FoundNet(job=job, search_seed=seed, delivery=delivery, unreachable=reason, seconds=seconds)

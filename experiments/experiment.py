@@ -86,6 +86,26 @@ class EvolutionConfig(Record):
     storage: str | None = None
 
 
+class DeviceLimit(Record):
+    """At most so many ms by the latency table of another device: `table` is its file, measured for the same space."""
+
+    table: str
+    at_most_ms: Milliseconds
+
+
+class LimitsConfig(Record):
+    """What a net must keep to besides its budget: sizes, and milliseconds on further devices.
+
+    `peak_activation_mb` are 10^6 bytes for one image, at the width of the number format in which latency counts: the
+    most that is alive at once (`supernet.activation_memory`).
+    """
+
+    parameters: Positive | None = None
+    macs: Positive | None = None
+    peak_activation_mb: Annotated[float, Field(gt=0)] | None = None
+    devices: tuple[DeviceLimit, ...] = ()
+
+
 class SearchConfig(Record):
     """What is asked of the search.
 
@@ -101,9 +121,13 @@ class SearchConfig(Record):
     `importance` is what the published slimming goes by: the supernet's alphas as published, the rise of the loss of
     those images when a block alone is left out, or the gradients of that loss in gates on the blocks. The report shows
     it, `further_importances` beside it, and the alphas' in any case.
+
+    `limits` are kept by "exact" alone, so with them there is no other method.
     """
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"frontier", "evolution", "importance", "further_importances"})
+    added_later: ClassVar[frozenset[str]] = frozenset(
+        {"frontier", "evolution", "importance", "further_importances", "limits"}
+    )
 
     budgets_ms: tuple[Milliseconds, ...] | None = None
     budgets_of_largest: tuple[Fraction, ...] | None = None
@@ -116,6 +140,7 @@ class SearchConfig(Record):
     importance: ImportanceKind = "alpha"
     further_importances: tuple[Literal["removal", "taylor"], ...] = ()
     evolution: EvolutionConfig = EvolutionConfig()
+    limits: LimitsConfig | None = None
 
     @model_validator(mode="after")
     def _one_kind_of_budget(self) -> SearchConfig:
@@ -125,6 +150,8 @@ class SearchConfig(Record):
             raise ValueError("methods: each at most once")
         if len(set(self.further_importances)) < len(self.further_importances):
             raise ValueError("further_importances: each at most once")
+        if self.limits is not None and self.methods != ("exact",):
+            raise ValueError("limits: only the method exact keeps them; methods: [exact]")
         return self
 
 
@@ -176,6 +203,16 @@ class Experiment(Record):
         teacher = self.train.distillation
         if teacher is not None and teacher.hard and not self.space.distillation_head:
             raise ValueError("train.distillation.hard needs space.distillation_head: true")
+        return self
+
+    @model_validator(mode="after")
+    def _alphas_are_trained(self) -> Experiment:
+        by_alphas = "search" in self.search.methods and self.search.importance == "alpha"
+        if by_alphas and self.supernet.alpha.warmup_fraction == 1:
+            raise ValueError(
+                "supernet.alpha.warmup_fraction: 1 never trains the alphas, and the method search goes by them; take"
+                " less, search.importance: removal, or other search.methods"
+            )
         return self
 
     def search_space(self, *, num_classes: int) -> SearchSpace:

@@ -25,7 +25,7 @@ from experiments.run import Run
 from experiments.solving import Solver
 from search.bundle import PLAN, RESULTS
 from search.model_files import files_of, model_file, write_model
-from search.slimming import BudgetUnreachable
+from search.slimming import Unreachable
 from supernet import Architecture, UserError, cost
 from supernet.onnx_export import export_onnx, onnx_parity
 from supernet.quantize import quantized_onnx
@@ -135,7 +135,7 @@ def _within_budget(run: Run, nets: DeliveredNets, solver: Solver, model: FoundMo
         ask_ms = min(job.budget_ms * (1 - run.experiment.search.margin) / ratio, predicted_ms * (1 - 1e-6))
         try:
             delivery = solver.deliver(job, ask_at_most_ms=ask_ms)
-        except BudgetUnreachable as reason:
+        except Unreachable as reason:
             run.screen.line(f"  {job.name}: {reason}")
             break
         tries += 1

@@ -52,6 +52,27 @@ class Found(Record):
     unreachable: tuple[UnreachableModel, ...]
 
 
+class ProvenOptimum(Record):
+    """What one integer program was solved to: no architecture within the limits has a modelled score above the bound.
+
+    `used` and `at_most` are by limit. The model of the score changes from one program to the next, as scores correct it.
+    """
+
+    budget_ms: float
+    digest: str
+    modelled_percent: float
+    bound_percent: float
+    used: dict[str, float]
+    at_most: dict[str, float]
+
+
+class Proofs(Record):
+    """Every integer program of a search, in order."""
+
+    schema_version: Literal[1] = 1
+    programs: tuple[ProvenOptimum, ...]
+
+
 class ExportedModel(Record):
     """A trained model, exported and measured: latencies in ms, the ONNX file's largest difference in logits.
 

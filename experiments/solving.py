@@ -10,26 +10,30 @@ from typing import TYPE_CHECKING, Literal
 from experiments.artifacts import digest_of
 from experiments.console import counted
 from experiments.importances import importance_by
-from experiments.models import Job
+from experiments.models import Job, Proofs, ProvenOptimum
 from experiments.run import Run
 from experiments.scoring import Scorer, search_scorer
 from search.baselines import random_architecture, uniform_scaling
 from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
-from search.exact import latency_limit
+from search.exact import AnyLimit, Limit, Optimum, PartLimit, latency_limit
 from search.frontier import slim_frontier
 from search.importance import Importance, ImportanceKind
+from search.latency_table import LatencyTable
+from search.parts import macs_of, parameters_of, peak_activations_of_part
 from search.refining import refined
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
 from supernet import Architecture
-from supernet.schema import plain
+from supernet.schema import UserError, plain, save
 from train.randomness import generator_for
 
 if TYPE_CHECKING:
     from search.evolution import Scored  # which loads Optuna: half a second that other methods do not need
 
 EVOLUTION = "evolution.db"
+PROOFS = "exact.json"
+BYTES_A_NUMBER = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 Greedy = Literal["search", "frontier"]
 TRAJECTORIES: dict[Greedy, str] = {"search": "trajectory", "frontier": "trajectory-frontier"}
 """The methods that leave a trajectory, and its file without suffix."""
@@ -47,6 +51,7 @@ class Solver:
         self.trajectories: dict[Greedy, Trajectory] = {}
         self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
         self._importances: dict[ImportanceKind, Importance] = {}
+        self._proven: list[ProvenOptimum] = []
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -125,12 +130,64 @@ class Solver:
 
             return removal_contributions(space, score)
 
-    def exact(self, asked_ms: float) -> Architecture:
-        """The best-scored architecture within the latency that the integer program leads to."""
+    @cached_property
+    def further_limits(self) -> list[AnyLimit]:
+        """What the config asks for besides milliseconds here. Raises `UserError` for a table that does not fit."""
+        config, limits = self.run.experiment.search.limits, list[AnyLimit]()
+        if config is None:
+            return limits
+        if config.parameters is not None:
+            limits.append(Limit("parameters", parameters_of, config.parameters))
+        if config.macs is not None:
+            limits.append(Limit("MACs", macs_of, config.macs))
+        if config.peak_activation_mb is not None:
+            megabytes = BYTES_A_NUMBER[self.run.precision] / 1e6
+            limits.append(
+                PartLimit(
+                    "MB of activations at once",
+                    lambda key: peak_activations_of_part(key) * megabytes,
+                    config.peak_activation_mb,
+                )
+            )
+        for device in config.devices:
+            table = LatencyTable.load(device.table)
+            for net in (self.run.runnable_space.largest, self.run.runnable_space.smallest):
+                table.latency_ms(net)  # a table of another space is refused before anything is scored
+            if table.left_out:
+                left_out = ", ".join(f"stage {one.stage} without {one.candidate}" for one in table.left_out)
+                raise UserError(f"search.limits.devices: {device.table} has {left_out}; leave that out of the space")
+            limits.append(latency_limit(table, device.at_most_ms, name=f"ms on {table.environment}"))
+        return limits
+
+    def exact(self, job: Job, asked_ms: float) -> Architecture:
+        """The best-scored architecture within the latency and all limits that the integer program leads to."""
         table, space = self.run.table, self.run.runnable_space
         check_reachable(space, table=table, budget_ms=asked_ms)
-        limits = [latency_limit(table, asked_ms)]
-        return refined(space, self.contributions, score=self.scorer, limits=limits, scored=self.scored)
+        limits = [latency_limit(table, asked_ms), *self.further_limits]
+        at_most = {limit.name: limit.at_most for limit in limits}
+
+        def proven(optimum: Optimum) -> None:
+            self._proven.append(
+                ProvenOptimum(
+                    budget_ms=job.budget_ms,
+                    digest=optimum.architecture.digest,
+                    modelled_percent=optimum.percent,
+                    bound_percent=optimum.bound_percent,
+                    used=optimum.used,
+                    at_most=at_most,
+                )
+            )
+
+        return refined(
+            space, self.contributions, score=self.scorer, limits=limits, scored=self.scored, proven=proven
+        )
+
+    def save_proofs(self) -> list[Path]:
+        """Write what the integer programs were solved to, if there were any; the file."""
+        if not self._proven:
+            return []
+        save(Proofs(programs=tuple(self._proven)), self.run.path / PROOFS)
+        return [self.run.path / PROOFS]
 
     @cached_property
     def evolved(self) -> list[Scored]:
@@ -184,7 +241,7 @@ class Solver:
             case "search" | "frontier" as greedy:
                 return lambda asked_ms: self.slimmed(asked_ms, method=greedy)
             case "exact":
-                return self.exact
+                return lambda asked_ms: self.exact(job, asked_ms)
             case "evolution":
                 return self._evolved_within
             case "random_search":

@@ -32,13 +32,13 @@ from experiments.models import (
 from experiments.retraining import found_architecture, retrain_found, trained_files
 from experiments.run import AUDIT, Run
 from experiments.scoring import Scorer, discretization_gap
-from experiments.solving import EVOLUTION, TRAJECTORIES, Solver, architecture_path
+from experiments.solving import EVOLUTION, PROOFS, TRAJECTORIES, Solver, architecture_path
 from experiments.workers import retrain_at_once
 from search.importance import importance_of
 from search.latency_audit import audit
 from search.latency_table import LatencyTable
 from search.measure import Timing
-from search.slimming import BudgetUnreachable
+from search.slimming import BudgetUnreachable, Unreachable
 from search.table_building import build_table
 from supernet import Architecture, Supernet, cost
 from supernet.onnx_export import OnnxModel
@@ -186,7 +186,7 @@ def search_stage(run: Run) -> list[Path]:
     for job in (Job(method=method, budget_ms=budget) for method in search.methods for budget in budgets):
         try:
             delivery = solver.deliver(job)
-        except BudgetUnreachable as reason:
+        except Unreachable as reason:
             if job.method == "search":
                 raise
             unreachable.append(UnreachableModel(job=job, reason=str(reason)))
@@ -202,7 +202,9 @@ def search_stage(run: Run) -> list[Path]:
             + ("to be measured on the device" if last.measured_ms is None else f"measured {last.measured_ms:.3f} ms")
             + f" after {len(delivery.rounds)} round{'s' if len(delivery.rounds) > 1 else ''}"
         )
-    paths += solver.save_trajectories()
+    if not models:
+        raise UserError("; ".join(dict.fromkeys(one.reason for one in unreachable)))
+    paths += [*solver.save_trajectories(), *solver.save_proofs()]
     result = Found(
         budgets_ms=budgets,
         largest_ms=largest_ms,
@@ -306,6 +308,20 @@ def _files_of(*stages: str) -> Callable[[Experiment], tuple[str, ...]]:
     return lambda experiment: stages
 
 
+def _tables_of_devices(experiment: Experiment) -> tuple[Path, ...]:
+    limits = experiment.search.limits
+    paths = () if limits is None else tuple(Path(device.table) for device in limits.devices)
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"search.limits.devices: {path}: no such file; give the latency table of another device")
+    return paths
+
+
+def _check_tables_of_devices(run: Run) -> None:
+    for path in _tables_of_devices(run.experiment):
+        LatencyTable.load(path)
+
+
 def _read_by_retraining(experiment: Experiment) -> tuple[str, ...]:
     return ("supernet", "search") if experiment.train.start == "inherited" else ("search",)
 
@@ -326,7 +342,14 @@ STAGES: tuple[Stage, ...] = (
         reads_files=lambda experiment: bundle_files(experiment.table.bundle),
         check=check_table,
     ),
-    Stage("search", search_stage, _of("search", "evaluate", "seeds.search"), _files_of("supernet", "table")),
+    Stage(
+        "search",
+        search_stage,
+        _of("search", "evaluate", "seeds.search"),
+        _files_of("supernet", "table"),
+        reads_files=_tables_of_devices,
+        check=_check_tables_of_devices,
+    ),
     Stage(
         "retrain",
         retrain_stage,
@@ -372,6 +395,7 @@ def clear_working_files(stage: str, folder: Path) -> None:
             "scores.jsonl",
             "architectures",
             EVOLUTION,
+            PROOFS,
             *(f"{name}.jsonl" for name in TRAJECTORIES.values()),
             *(IMPORTANCE_FILES[kind] for kind in MEASURED),
         ],

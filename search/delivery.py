@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from search.slimming import BudgetMissed, BudgetUnreachable
+from search.slimming import BudgetMissed, BudgetUnreachable, Unreachable
 from supernet import Architecture
 from supernet.schema import Record
 
@@ -55,7 +55,8 @@ def deliver(
     the day's drift does not push it over. One that measures more than `slack` of that below it leaves room, so more is
     asked for, as long as it leads to another net; the slowest that fits is delivered. `ask_at_most_ms` starts lower,
     after an earlier net was too slow. Without `measure_ms` the first net is delivered: its prediction is all there is.
-    Raises `BudgetUnreachable` when the space is exhausted, and `BudgetMissed`, which is one, when the rounds are.
+    Raises `BudgetUnreachable` when the space is exhausted, `BudgetMissed`, which is one, when the rounds are, and what
+    `solve` raises of its own.
     """
     goal_ms = (1.0 - margin) * budget_ms
     ceiling_ms = math.inf if ask_at_most_ms is None else ask_at_most_ms  # below what is known to be too slow
@@ -65,9 +66,12 @@ def deliver(
     while len(rounds) < max_rounds:
         try:
             architecture = solve(asked_ms)
-        except BudgetUnreachable as reason:  # of what was asked of the table; say it of the budget
+        except Unreachable as reason:
             if fitting:
                 break
+            if not isinstance(reason, BudgetUnreachable):
+                raise
+            # that was said of what was asked of the table; say it of the budget
             raise BudgetUnreachable(budget_ms, reason.smallest_ms * budget_ms / asked_ms) from None
         key, predicted_ms = architecture.digest, predict_ms(architecture)
         known = next((round_ for round_ in rounds if round_.digest == key), None)

@@ -4,13 +4,15 @@ The integer program is a knapsack of multiple choice (scipy's milp, HiGHS): a st
 position one of its candidates; a downsampling costs by the pair of widths around it; token blocks are the last blocks
 of the net, and the way to them costs once a stage. Everything that adds up over the parts of a net can be limited, in
 any number: milliseconds on several devices, parameters, MACs. So can what grows with such a sum beyond a threshold, as
-latency does with weights and maps that no longer fit into a cache.
+latency does with weights and maps that no longer fit into a cache, and what the largest part decides, as memory.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
@@ -19,7 +21,8 @@ from scipy.sparse import coo_array
 from search.contributions import Contributions
 from search.latency_table import LatencyTable
 from search.parts import LatencyKey, key_of, keys, reshape_key
-from supernet import Architecture, SearchSpace, UserError
+from search.slimming import Unreachable
+from supernet import Architecture, SearchSpace
 
 SLACK = 1e-12  # of a limit: what sums of the same numbers in another order may differ by
 TRIES = 5
@@ -59,13 +62,33 @@ class Limit:
         return value <= self.at_most + SLACK * abs(self.at_most)
 
 
-def latency_limit(table: LatencyTable, at_most_ms: float) -> Limit:
+@dataclass(frozen=True)
+class PartLimit:
+    """At most `at_most` for `of` in every single part of a net; `name` has the unit."""
+
+    name: str
+    of: Callable[[LatencyKey], float]
+    at_most: float
+
+    def used(self, architecture: Architecture) -> float:
+        """What an architecture's largest part takes of it."""
+        return max(self.of(key) for key in keys(architecture))
+
+    def allows(self, value: float) -> bool:
+        """Whether a value is within the limit."""
+        return value <= self.at_most
+
+
+AnyLimit = Limit | PartLimit
+
+
+def latency_limit(table: LatencyTable, at_most_ms: float, *, name: str = "ms") -> Limit:
     """At most so many ms by a table's prediction."""
     correction, beyond = table.correction, None
     if correction.crowding is not None:
         crowding = correction.crowding
         beyond = Beyond(lambda key: table.crowds(key) / 1e6, crowding.above_millions, crowding.ms_per_million)
-    return Limit("ms", of=table.part_ms, at_most=at_most_ms, constant=correction.constant_ms, beyond=beyond)
+    return Limit(name, of=table.part_ms, at_most=at_most_ms, constant=correction.constant_ms, beyond=beyond)
 
 
 @dataclass(frozen=True)
@@ -78,10 +101,10 @@ class Optimum:
     used: dict[str, float]
 
 
-class LimitsUnreachable(UserError):
+class LimitsUnreachable(Unreachable):
     """No architecture of the space is within the limits; `smallest` is the least that each alone can be brought to."""
 
-    def __init__(self, limits: Sequence[Limit], smallest: dict[str, float]) -> None:
+    def __init__(self, limits: Sequence[AnyLimit], smallest: dict[str, float]) -> None:
         missed = [limit for limit in limits if not limit.allows(smallest[limit.name])]
         said = [f"{limit.name} at most {limit.at_most:g} (smallest: {smallest[limit.name]:.4g})" for limit in missed]
         together = [f"{limit.name} at most {limit.at_most:g}" for limit in limits]
@@ -93,20 +116,24 @@ class LimitsUnreachable(UserError):
         self.smallest = smallest
 
 
-def solve(space: SearchSpace, contributions: Contributions, limits: Sequence[Limit]) -> Optimum:
+def solve(space: SearchSpace, contributions: Contributions, limits: Sequence[AnyLimit]) -> Optimum:
     """The architecture of the largest modelled score within all limits, proven: the gap to the bound is zero.
 
     Raises `LimitsUnreachable`, and `UnmeasuredBlock` for a limit by a table that lacks a part of the space.
     """
-    program = _Program(space, contributions, limits)
-    at_most = [limit.at_most + SLACK * abs(limit.at_most) for limit in limits]
+    sums = [limit for limit in limits if isinstance(limit, Limit)]
+    of_parts = [limit for limit in limits if isinstance(limit, PartLimit)]
+    program = _Program(space, contributions, sums, of_parts)
+    at_most = [limit.at_most + SLACK * abs(limit.at_most) for limit in sums]
     for _ in range(TRIES):
         found = program.best(at_most)
         if found is None:
-            raise LimitsUnreachable(limits, {limit.name: program.least(n) for n, limit in enumerate(limits)})
+            unlimited = _Program(space, contributions, sums, [])
+            smallest = {limit.name: unlimited.least(n) for n, limit in enumerate(sums)}
+            raise LimitsUnreachable(limits, smallest | {limit.name: unlimited.least_peak(limit) for limit in of_parts})
         architecture, bound_percent = found
         used = {limit.name: limit.used(architecture) for limit in limits}
-        over = [not limit.allows(used[limit.name]) for limit in limits]
+        over = [not limit.allows(used[limit.name]) for limit in sums]
         if not any(over):
             percent = contributions.percent(space, architecture)
             return Optimum(architecture, percent, max(percent, bound_percent), used)
@@ -144,10 +171,17 @@ class _Program:
 
     Variables, all between 0 and 1: a width of a stage (integer), a candidate at a position of a stage of a width
     (integer), a pair of widths around a downsampling, the way to tokens in a stage of a width, and whether token blocks
-    have begun at a position. What a limit's sum exceeds its threshold by is a variable without an upper bound.
+    have begun at a position. What a limit's sum exceeds its threshold by is a variable without an upper bound. A choice
+    that brings a part above one of `of_parts` is fixed at 0.
     """
 
-    def __init__(self, space: SearchSpace, contributions: Contributions, limits: Sequence[Limit]) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        contributions: Contributions,
+        limits: Sequence[Limit],
+        of_parts: Sequence[PartLimit],
+    ) -> None:
         if contributions.space_digest != space.digest:
             raise ValueError("the contributions are of another space")
         self.space, self.contributions, self.limits = space, contributions, limits
@@ -155,6 +189,8 @@ class _Program:
         beyond = [(number, limit.beyond) for number, limit in enumerate(limits) if limit.beyond is not None]
         self.sums = [limit.of for limit in limits] + [found.of for _, found in beyond]
         self.costs: list[list[float]] = [[] for _ in self.sums]
+        self.of_parts = of_parts
+        self.keys: list[tuple[LatencyKey, ...]] = []
         self.integer: list[int] = []
         self.rows = _Rows()
         self.grids = space.largest.grids
@@ -169,6 +205,7 @@ class _Program:
     def _variable(self, gain: float = 0.0, keys_: Sequence[LatencyKey] = (), *, integer: bool = False) -> int:
         self.gains.append(gain)
         self.integer.append(int(integer))
+        self.keys.append(tuple(keys_))
         for costs, of in zip(self.costs, self.sums, strict=True):
             costs.append(sum(of(key) for key in keys_))
         return len(self.gains) - 1
@@ -196,18 +233,19 @@ class _Program:
                         grid=space.resolution_px,
                     )
                 )
-            if number == len(space.stages):
-                ends.append(self._head(width, "tokens" if self._ends_in_tokens else "map"))
+            if number == len(space.stages) and self._ends_in is not None:
+                ends.append(self._head(width, self._ends_in))
             found[width] = self._variable(gain, ends, integer=True)
         self.rows.add(dict.fromkeys(found.values(), 1.0), 1, 1)
         return found
 
     @property
-    def _ends_in_tokens(self) -> bool:
-        """Whether every architecture ends in a token block."""
-        return all(candidate.layout == "tokens" for candidate in self.space.candidates(len(self.space.stages)))
+    def _ends_in(self) -> Literal["map", "tokens"] | None:
+        """What every architecture leaves to the head; None where some leave a map and some tokens."""
+        layouts = {candidate.layout for candidate in self.space.candidates(len(self.space.stages))}
+        return layouts.pop() if len(layouts) == 1 else None
 
-    def _head(self, width: int, layout: str) -> LatencyKey:
+    def _head(self, width: int, layout: Literal["map", "tokens"]) -> LatencyKey:
         return key_of(
             "head",
             self.space.head,
@@ -283,12 +321,17 @@ class _Program:
                 self._ways(number, tokens)
 
     def _ways(self, number: int, tokens: set[int]) -> None:
-        """Per width of a stage one where it has token blocks: it pays for the reshape, and for another head."""
-        for width in self.widths[number - 1]:
-            way = self._variable(0.0, [reshape_key(width, self.grids[number - 1])])
-            if number == len(self.space.stages) and not self._ends_in_tokens:
-                for costs, of in zip(self.costs, self.sums, strict=True):
-                    costs[way] += of(self._head(width, "tokens")) - of(self._head(width, "map"))
+        """Per width of a stage one where it has token blocks: it pays for the reshape, and for the head after them.
+
+        Where the last stage can do without them, another pays for the head of a map.
+        """
+        open_end = number == len(self.space.stages) and self._ends_in is None
+        for width, chosen_width in self.widths[number - 1].items():
+            reshape = reshape_key(width, self.grids[number - 1])
+            way = self._variable(0.0, [reshape, self._head(width, "tokens")] if open_end else [reshape])
+            if open_end:
+                map_end = self._variable(0.0, [self._head(width, "map")])
+                self.rows.add({map_end: 1.0, way: 1.0, chosen_width: -1.0}, 0, 0)
             of_width = [[row[width, index] for index in tokens] for row in self.blocks[number - 1]]
             for variables in of_width:  # of one position, of which at most one is chosen
                 self.rows.add(dict.fromkeys(variables, -1.0) | {way: 1.0}, 0, 1)
@@ -316,13 +359,32 @@ class _Program:
         result = self._milp(costs / size, self.rows)
         return self.limits[limit].used(self._architecture(result.x))
 
-    def _milp(self, objective: np.ndarray, rows: _Rows) -> OptimizeResult:
+    def least_peak(self, limit: PartLimit) -> float:
+        """The smallest value that a net's largest part can have."""
+        values = sorted({limit.of(key) for keys_ in self.keys for key in keys_})
+        nothing = np.zeros(len(self.gains))
+
+        def reached(value: float) -> bool:
+            upper = self._upper([replace(limit, at_most=value)])
+            return bool(self._milp(nothing, self.rows, upper=upper).status == OPTIMAL)
+
+        return values[bisect_left(values, True, key=reached)]
+
+    def _upper(self, of_parts: Sequence[PartLimit]) -> np.ndarray:
+        """The upper bounds of the variables."""
         upper = np.ones(len(self.gains))
         upper[self.unbounded] = np.inf
+        for limit in of_parts:
+            for variable, keys_ in enumerate(self.keys):
+                if any(not limit.allows(limit.of(key)) for key in keys_):
+                    upper[variable] = 0.0
+        return upper
+
+    def _milp(self, objective: np.ndarray, rows: _Rows, *, upper: np.ndarray | None = None) -> OptimizeResult:
         result = milp(
             objective,
             integrality=self.integer,
-            bounds=Bounds(0, upper),
+            bounds=Bounds(0, self._upper(self.of_parts) if upper is None else upper),
             constraints=rows.constraint(len(self.gains)),
             options={"mip_rel_gap": 0.0},
         )

@@ -8,11 +8,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
+from supernet.activation_memory import peak_activations_of
 from supernet.architecture import AnyDownsampling, AnyStem, Architecture, Head
 from supernet.block_types import AnyBlock, Identity
 from supernet.blocks import build_block
+from supernet.cost import cost_of_model
 from supernet.schema import Record, canonical
 from supernet.stem import HeadModule, build_downsampling, build_stem
 
@@ -158,3 +160,29 @@ def parameters_of(key: LatencyKey) -> int:
         return 0
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in part_module(key).parameters())
+
+
+@lru_cache(maxsize=65536)
+def macs_of(key: LatencyKey) -> int:
+    """How many multiply-accumulates a part takes for one image: those of its parts are a net's."""
+    if key.part == "reshape":
+        return 0
+    with torch.device("meta"):
+        return cost_of_model(part_module(key), _input_of(key)).macs
+
+
+@lru_cache(maxsize=65536)
+def peak_activations_of_part(key: LatencyKey) -> int:
+    """The most numbers alive at once in a part, for one image: a net's is that of its largest part."""
+    if key.part == "reshape":  # the same numbers, seen otherwise
+        return key.in_channels * key.grid[0] * key.grid[1]
+    with torch.device("meta"):
+        return peak_activations_of(part_module(key), _input_of(key))
+
+
+def _input_of(key: LatencyKey) -> Tensor:
+    """One input of a part: a map 1,C,H,W, or tokens 1,N,C."""
+    height, width = key.grid
+    if key.part == "head" or key.layout == "tokens":
+        return torch.empty(1, height * width, key.in_channels)
+    return torch.empty(1, key.in_channels, height, width)

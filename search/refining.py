@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from search.contributions import Contributions
-from search.exact import Limit, solve
+from search.exact import AnyLimit, Optimum, solve
 from search.slimming import Score
 from supernet import Architecture, SearchSpace, UserError
 
@@ -18,8 +18,9 @@ def refined(
     contributions: Contributions,
     *,
     score: Score,
-    limits: Sequence[Limit],
+    limits: Sequence[AnyLimit],
     scored: MutableMapping[Architecture, float],
+    proven: Callable[[Optimum], None] = lambda optimum: None,
     rounds: int = ROUNDS,
     neighbours: int = NEIGHBOURS,
 ) -> Architecture:
@@ -28,11 +29,13 @@ def refined(
     Each round solves the program, scores its optimum and the `neighbours` of it (one choice changed, within the
     limits) that the model likes best, and corrects the contributions by all that was scored. It ends when an optimum
     comes back that was scored already, or after `rounds`. `scored` takes what was scored, and what it holds before
-    counts from the first round on. Raises `LimitsUnreachable`.
+    counts from the first round on; `proven` is told every optimum with its bound. Raises `LimitsUnreachable`.
     """
     for _ in range(rounds):
         model = contributions.corrected(space, scored)
-        best = solve(space, model, limits).architecture
+        optimum = solve(space, model, limits)
+        proven(optimum)
+        best = optimum.architecture
         if best in scored:
             break
         near = sorted(

@@ -46,7 +46,11 @@ def _rounded_up(value: float) -> float:
     return math.ceil(value / digit - 1e-9) * digit
 
 
-class BudgetUnreachable(UserError):
+class Unreachable(UserError):
+    """No architecture of the space keeps to what was asked for."""
+
+
+class BudgetUnreachable(Unreachable):
     """The budget is below what the space can reach on this device."""
 
     def __init__(self, budget_ms: float, smallest_ms: float) -> None:

@@ -222,6 +222,24 @@ class MetaFormerBlock(Block):
     layer_scale: float | None = None
     residual_scale: float | None = None
 
+    @classmethod
+    def at_width(cls, width_channels: int, **options: Any) -> Block:
+        """The block that candidate options describe; `mixer` may be given by its type alone.
+
+        A separable convolution's channels are a `hidden_ratio` of the width, 2 where nothing is said (ConvFormer's).
+        Self-attention has as many heads as the width holds, so its widths share weights less well than MB3D's do.
+        """
+        mixer = options.get("mixer")
+        if isinstance(mixer, str):
+            mixer = {"type": mixer}
+        if isinstance(mixer, dict) and mixer.get("type") == "separable_conv" and "hidden_channels" not in mixer:
+            ratio = mixer.get("hidden_ratio", 2)
+            if not isinstance(ratio, int | float) or isinstance(ratio, bool) or ratio <= 0:
+                raise UserError(f"mixer.hidden_ratio: must be a number above 0 (got {ratio!r})")
+            others = {name: value for name, value in mixer.items() if name != "hidden_ratio"}
+            mixer = others | {"hidden_channels": max(1, round(ratio * width_channels))}
+        return super().at_width(width_channels, **options if mixer is None else options | {"mixer": mixer})
+
 
 def register_block_type(block: type[Block]) -> None:
     """Make a `Block` subclass readable from files by its `type`. Raises `ValueError` if the name is taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from supernet.block_types import Block, Identity, block_type
 from supernet.schema import Record
@@ -13,13 +13,13 @@ from supernet.schema import Record
 class Candidate(Record):
     """One option of a position: a block type and its options, channels as ratios of the stage's width.
 
-    Written flat in YAML: `{type: mb4d, mlp_ratio: 4, pool_kernel: 3}`, or only `mb4d` for a type without options.
-    `name` tells apart two candidates of one type; it defaults to the type.
+    Written flat in YAML: `{type: mb4d, mlp_ratio: 4, pool_kernel: 3}`, or only `mb4d` for a type without options. A
+    block's part may have options of its own: `{type: metaformer, mixer: {type: separable_conv, kernel: 5}}`. `name` tells apart two candidates of one type; it defaults to the type.
     """
 
     type: str
     name: str
-    options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    options: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -56,9 +56,12 @@ class Candidate(Record):
         return block_type(self.type).layout
 
 
-_DEFAULT_OPTIONS: dict[str, dict[str, int | float | str | bool]] = {
+_DEFAULT_OPTIONS: dict[str, dict[str, JsonValue]] = {
     "mb4d": {"mlp_ratio": 4},
     "mb3d": {"mlp_ratio": 4},
     "separable_conv": {"mixer_ratio": 2, "mlp_ratio": 4},
     "conv": {"mlp_ratio": 4},
+    "unified_ffn": {"mlp_ratio": 4},
+    "attention_ffn": {"mlp_ratio": 4},
+    "metaformer": {"mlp_ratio": 4},
 }

@@ -61,11 +61,15 @@ class TemperatureConfig(Record):
 
 
 class AlphaConfig(Record):
-    """How the alphas learn: not at all in the first `warmup_fraction` of the steps, then once every `every` steps."""
+    """How the alphas learn: not at all in the first `warmup_fraction` of the steps, then once every `every` steps.
+
+    With hard mixing the paths are drawn uniformly until then, so 1.0 is uniform single-path training: the alphas are
+    never trained, and say nothing.
+    """
 
     learning_rate: Above0 = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
-    warmup_fraction: Fraction = 0.25
+    warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.25
     every: Annotated[int, Field(gt=0)] = 1
 
 
@@ -270,8 +274,8 @@ class SupernetTraining:
 
     def temperature(self, at: int) -> float:
         """The temperature at a step, counted from 0 over the whole training."""
-        last = self.total_steps - 1
-        return self.config.temperature.at(max(0, at - self.alpha_start) / max(1, last - self.alpha_start))
+        way = self.total_steps - 1 - self.alpha_start
+        return self.config.temperature.at(min(1.0, max(0, at - self.alpha_start) / max(1, way)))
 
     def epoch_metrics(self, epoch: int) -> dict[str, float]:
         """Learning rate and temperature of the epoch's last step, and the mean entropy of the alphas (nats)."""

@@ -79,6 +79,12 @@ class DoubleRuntime:
         ),
         (("--set", "space.stages.2.candidates=[mb5d]"), ("unknown block type 'mb5d'", "did you mean mb")),
         (("--set", "data.path=nowhere/at/all"), ("nowhere/at/all: no such image folder",)),
+        (("--set", "supernet.alpha.warmup_fraction=1.0"), ("1 never trains the alphas", "search.importance: removal")),
+        (("--set", "search.limits.macs=1000000"), ("limits: only the method exact keeps them",)),
+        (
+            ("--set", "search.methods=[exact]", "--set", "search.limits.devices=[{table: phone.json, at_most_ms: 2}]"),
+            ("search.limits.devices: phone.json: no such file",),
+        ),
         (("--until", "serch"), ("unknown stage 'serch'", "known: supernet, table, search")),
         (("--plugin", "missing.py"), ("--plugin missing.py: no such Python file",)),
         (("--set", "table.runtime=virtul"), ("unknown runtime 'virtul'", "did you mean virtual?")),

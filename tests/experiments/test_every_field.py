@@ -57,6 +57,7 @@ DATA = "tests.train.test_data"
 AUGMENT = "tests.train.test_augment"
 DISTILLATION = "tests.train.test_distillation"
 CLI = "tests.experiments.test_cli"
+SOLVING = "tests.experiments.test_solving"
 
 AUDIT, FOUND, WEIGHTS = "latency-audit.json", "found.json", "models/*/retrain.safetensors"
 FIRST = "space.stages.1"
@@ -184,6 +185,16 @@ FIELDS: dict[str, Shown | Ran] = {
         "tests.experiments.test_importances",
         "test_a_search_writes_the_importances_that_it_is_asked_for_and_no_others",
     ),
+    **{
+        f"search.limits.{name}": Shown(SOLVING, "test_the_exact_method_keeps_to_sizes_as_well")
+        for name in ("parameters", "macs", "peak_activation_mb")
+    },
+    **{
+        f"search.limits.devices.{name}": Shown(
+            SOLVING, "test_the_exact_method_keeps_to_the_milliseconds_of_another_device"
+        )
+        for name in ("table", "at_most_ms")
+    },
     "search.slack": in_a_run("test_a_net_that_leaves_room_is_given_up_for_a_slower_one"),
     "search.margin": ran("search", FOUND, "search.margin=0.2"),
     "search.refit_images": in_a_run("test_the_scorer_of_a_run_has_the_images_that_its_config_says"),
@@ -312,12 +323,11 @@ def touched_stages(experiment: Experiment, field: str) -> set[str]:
     *sections, last = field.split(".")
     place: Any = changed
     for section in sections:
-        place = place[section] if place[section] is not None else place.setdefault(section, {})
-        if place is None:  # train.distillation
+        within, place = place, place[section]
+        if not place:  # a section that is left out, such as train.distillation, or a list of none
+            within[section] = {last: "other"}
             break
         place = place[0] if isinstance(place, list) else place
-    if place is None:
-        changed["train"]["distillation"] = {last: "other"}
     else:
         place[last] = "other"
     return {stage.name for stage in STAGES if stage.settings(plain) != stage.settings(changed)}

@@ -11,12 +11,16 @@ import pytest
 
 from experiments.artifacts import RunFolder, digest_of
 from experiments.console import Screen
-from experiments.models import Job
+from experiments.experiment import DeviceLimit, LimitsConfig
+from experiments.models import Job, Proofs
 from experiments.run import Run
 from experiments.solving import Solver, architecture_path
 from search.correction import Correction
+from search.exact import LimitsUnreachable
 from search.slimming import BudgetUnreachable
-from supernet import Architecture
+from supernet import Architecture, cost
+from supernet.activation_memory import peak_activations
+from supernet.schema import load
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def test_fields_that_came_later_leave_the_name_of_an_evolutions_study_as_it_was(
     monkeypatch.setattr("search.evolution.evolve", lambda *_, study_name, **__: names.append(study_name) or [])
     _ = Solver(run).evolved
     search, seeds = run.experiment.search, run.experiment.seeds
-    before = search.model_dump(mode="json", exclude={"frontier", "importance", "further_importances"})
+    before = search.model_dump(mode="json", exclude={"frontier", "importance", "further_importances", "limits"})
     before["evolution"] = search.evolution.model_dump(exclude={"storage"})
     came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
     content = [came_from, [before, run.experiment.evaluate.batch_size, seeds.search]]
@@ -149,3 +153,52 @@ def test_a_storage_out_of_reach_is_one_line(
     outcome = slimformer("search", copied, "--set", "search.methods=[evolution]", "--set", storage, "--redo")
     assert line in outcome.mistake
     assert "secret" not in outcome.mistake
+
+
+def limited(run: Run, **limits: Any) -> Solver:
+    """A solver of the tiny experiment with the exact method and limits besides milliseconds."""
+    search = run.experiment.search.model_copy(update={"methods": ("exact",), "limits": LimitsConfig(**limits)})
+    run.experiment = run.experiment.model_copy(update={"search": search})
+    return Solver(run)
+
+
+def solved(solver: Solver) -> Architecture:
+    return solver.method(Job(method="exact", budget_ms=1.0))(solver.run.table.latency_ms(solver.run.space.largest))
+
+
+def test_the_exact_method_keeps_to_sizes_as_well(run: Run) -> None:
+    free = solved(limited(run))
+    size, peak = cost(free), peak_activations(free)
+    smaller = solved(limited(run, parameters=size.parameters - 1))
+    assert cost(smaller).parameters < size.parameters
+    assert cost(solved(limited(run, macs=size.macs - 1))).macs < size.macs
+    assert peak_activations(solved(limited(run, peak_activation_mb=4e-6 * (peak - 1)))) < peak
+    kept = limited(run, parameters=size.parameters, macs=size.macs, peak_activation_mb=4e-6 * peak)
+    assert solved(kept) == free
+
+
+def test_the_exact_method_keeps_to_the_milliseconds_of_another_device(run: Run, tmp_path: Path) -> None:
+    table = run.table
+    other = tmp_path / "phone.json"
+    table.model_copy(update={"machine": table.machine.model_copy(update={"cpu": "a phone"})}).save(other)
+    middle_ms = (table.latency_ms(run.space.largest) + table.latency_ms(run.space.smallest)) / 2
+    found = solved(limited(run, devices=(DeviceLimit(table=str(other), at_most_ms=middle_ms),)))
+    assert table.latency_ms(found) <= middle_ms
+
+
+def test_what_was_proven_is_written_down(run: Run) -> None:
+    solver = limited(run, parameters=10**9)
+    found = solved(solver)
+    (path,) = solver.save_proofs()
+    programs = load(Proofs, path).programs
+    assert found.digest in {program.digest for program in programs}
+    for program in programs:
+        assert program.modelled_percent <= program.bound_percent == pytest.approx(program.modelled_percent, abs=1e-4)
+        assert program.used.keys() == program.at_most.keys() == {"ms", "parameters"}
+        assert all(program.used[name] <= program.at_most[name] for name in program.used)
+
+
+def test_limits_out_of_reach_end_with_the_smallest_value(run: Run) -> None:
+    fewest = cost(run.space.smallest).parameters
+    with pytest.raises(LimitsUnreachable, match=rf"parameters at most 1 \(smallest: {fewest}\)"):
+        solved(limited(run, parameters=1))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from search.contributions import Contributions
-from search.exact import Beyond, Limit, LimitsUnreachable, solve
+from search.exact import Beyond, Limit, LimitsUnreachable, PartLimit, solve
 from search.parts import LatencyKey, keys
 from supernet import Architecture, SearchSpace, UserError
 
@@ -111,6 +111,29 @@ def test_what_grows_beyond_a_threshold_counts_from_there(name: str) -> None:
     with pytest.raises(LimitsUnreachable) as caught:
         solve(searched, contributions, [out_of_reach])
     assert caught.value.smallest["ms"] == pytest.approx(costs[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_the_largest_part_decides_is_limited_too(name: str, seed: int) -> None:
+    searched = space(name)
+    contributions, nets = drawn(searched, seed), list(every_architecture(searched))
+    of, ms = priced(searched, seed + 200), priced(searched, seed)
+    peaks = sorted({PartLimit("", of, 0.0).used(net) for net in nets})
+    costs = sorted(Limit("", ms, 0.0).used(net) for net in nets)
+    for peak in (peaks[0], peaks[len(peaks) // 2], peaks[-1]):
+        limits = [PartLimit("MB", of, peak), Limit("ms", ms, costs[len(costs) // 2])]
+        within = [net for net in nets if all(limit.allows(limit.used(net)) for limit in limits)]
+        if not within:
+            with pytest.raises(LimitsUnreachable, match="at once"):
+                solve(searched, contributions, limits)
+            continue
+        found = solve(searched, contributions, limits)
+        assert found.percent == pytest.approx(max(contributions.percent(searched, net) for net in within), abs=1e-6)
+        assert found.used["MB"] == limits[0].used(found.architecture) <= peak
+    with pytest.raises(LimitsUnreachable, match="MB at most 0 ") as caught:
+        solve(searched, contributions, [PartLimit("MB", of, 0.0), Limit("ms", ms, costs[-1])])
+    assert caught.value.smallest == {"MB": pytest.approx(peaks[0]), "ms": pytest.approx(costs[0])}
 
 
 def test_without_limits_it_takes_the_best_of_every_choice() -> None:

@@ -124,7 +124,7 @@ def test_alphas_learn_from_held_out_images_only_and_see_all_of_them_in_turn(
 def test_alphas_stay_in_the_warm_up_and_move_after_it(
     space: SearchSpace, few_digits: ImageData, tmp_path: Path
 ) -> None:
-    for fraction, moved in ((0.99, False), (0.5, True)):
+    for fraction, moved in ((1.0, False), (0.99, False), (0.5, True)):
         alpha = AlphaConfig(learning_rate=0.1, warmup_fraction=fraction)
         net = fresh(space)
         run(net, few_digits, tmp_path / str(fraction), CONFIG.model_copy(update={"alpha": alpha}))
