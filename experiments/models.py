@@ -55,7 +55,7 @@ class Found(Record):
 class ProvenOptimum(Record):
     """What one integer program was solved to: no architecture within the limits has a modelled score above the bound.
 
-    `used` and `at_most` are by limit. The model of the score changes from one program to the next, as scores correct it.
+    `used` and `at_most` are by limit. Scores correct the model, so it is another one in every program.
     """
 
     budget_ms: float

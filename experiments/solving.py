@@ -178,9 +178,7 @@ class Solver:
                 )
             )
 
-        return refined(
-            space, self.contributions, score=self.scorer, limits=limits, scored=self.scored, proven=proven
-        )
+        return refined(space, self.contributions, score=self.scorer, limits=limits, scored=self.scored, proven=proven)
 
     def save_proofs(self) -> list[Path]:
         """Write what the integer programs were solved to, if there were any; the file."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -34,7 +33,8 @@ def peak_activations_of(module: nn.Module, x: Tensor) -> int:
     folded = fused(module)
     with torch.no_grad(), _Recorder([*folded.parameters(), *folded.buffers()], x) as recorder:
         folded(x)
-    return recorder.peak()
+    peak: int = recorder.peak()
+    return peak
 
 
 class _Operation(NamedTuple):
@@ -45,11 +45,11 @@ class _Operation(NamedTuple):
     single_elements: bool
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes down every operation; all tensors are kept, so that no two storages have one identity."""
 
     def __init__(self, constants: Iterable[Tensor], x: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.constants = {_identity(constant) for constant in constants}
         self.numbers = {_identity(x): x.numel()}
         self.operations: list[_Operation] = []
@@ -100,4 +100,5 @@ class _Recorder(TorchDispatchMode):
 
 
 def _identity(tensor: Tensor) -> int:
-    return int(StorageWeakRef(tensor.untyped_storage()).cdata)
+    identity: int = tensor.untyped_storage()._cdata
+    return identity

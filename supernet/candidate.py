@@ -14,7 +14,8 @@ class Candidate(Record):
     """One option of a position: a block type and its options, channels as ratios of the stage's width.
 
     Written flat in YAML: `{type: mb4d, mlp_ratio: 4, pool_kernel: 3}`, or only `mb4d` for a type without options. A
-    block's part may have options of its own: `{type: metaformer, mixer: {type: separable_conv, kernel: 5}}`. `name` tells apart two candidates of one type; it defaults to the type.
+    part of a block may have options of its own: `{type: metaformer, mixer: {type: separable_conv, kernel: 5}}`. `name`
+    tells apart two candidates of one type; it defaults to the type.
     """
 
     type: str

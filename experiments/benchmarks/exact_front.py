@@ -38,7 +38,7 @@ def drawn(space: SearchSpace, *, seed: int) -> Contributions:
     largest = space.choices(space.largest)
 
     def of_widths(number: int) -> tuple[float, ...]:
-        return tuple(sorted(draw.uniform(-3, 0) for _ in space.widths(number)[:-1])) + (0.0,)
+        return (*sorted(draw.uniform(-3, 0) for _ in space.widths(number)[:-1]), 0.0)
 
     def of_position(number: int, at: int) -> tuple[float, ...]:
         return tuple(
@@ -58,12 +58,13 @@ def drawn(space: SearchSpace, *, seed: int) -> Contributions:
 
 
 def sizes(space: SearchSpace) -> list[AnyLimit]:
-    """Three limits more, each at nine tenths of the largest architecture."""
-    size, share = cost(space.largest), 0.9
+    """Three limits more, each in the middle between the smallest and the largest architecture."""
+    small, large = cost(space.smallest), cost(space.largest)
+    peaks = peak_activations(space.smallest), peak_activations(space.largest)
     return [
-        Limit("parameters", parameters_of, share * size.parameters),
-        Limit("MACs", macs_of, share * size.macs),
-        PartLimit("numbers at once", peak_activations_of_part, share * peak_activations(space.largest)),
+        Limit("parameters", parameters_of, (small.parameters + large.parameters) / 2),
+        Limit("MACs", macs_of, (small.macs + large.macs) / 2),
+        PartLimit("numbers at once", peak_activations_of_part, sum(peaks) / 2),
     ]
 
 
@@ -111,8 +112,7 @@ def main() -> None:
         rows,
     )
     medians = {
-        name: statistics.median(sum(front["seconds"]) for front in fronts if front["limits"] == name)
-        for name in limits
+        name: statistics.median(sum(front["seconds"]) for front in fronts if front["limits"] == name) for name in limits
     }
     screen.line(", ".join(f"{name}: {seconds:.2f} s" for name, seconds in medians.items()) + " (median of the fronts)")
     if arguments.out is not None:
