@@ -325,6 +325,23 @@ class UnreachableRecord(FileRecord):
     reason: str
 
 
+class ProvenOptimum(FileRecord):
+    """What one integer program was solved to; scores in percent, `used` and `at_most` by limit."""
+
+    budget_ms: Milliseconds
+    modelled_percent: float
+    bound_percent: float
+    used: dict[str, float]
+    at_most: dict[str, float]
+
+
+class ProofsFile(FileRecord):
+    """`exact.json`: the integer programs of a search, in order."""
+
+    schema_version: Literal[1]
+    programs: tuple[ProvenOptimum, ...]
+
+
 class EvaluationFile(FileRecord):
     """`evaluation.json`: every model, tested once on the same test images."""
 

@@ -24,7 +24,7 @@ from analysis.figure_style import (
     method_colour,
     save_figure,
 )
-from analysis.files import AlternativeRecord, ModelRecord, StageRun, StepRecord
+from analysis.files import AlternativeRecord, ModelRecord, ProvenOptimum, StageRun, StepRecord
 from analysis.importance_plot import importance_figure
 from analysis.latency_audit import error_percent, latency_audit_figure
 from analysis.pareto_plot import pareto_figure
@@ -102,6 +102,7 @@ def render(run: Run) -> str:
         **_delivered(run),
         drawings=_drawings(run),
         steps={"trajectory": _steps(run.trajectory), "trajectory-frontier": _steps(run.frontier)},
+        programs=_programs(run),
         audit=_audit(run),
         environments=_environments(run),
         seeds=_seeds(run),
@@ -251,6 +252,29 @@ def _steps(trajectory: Sequence[StepRecord]) -> list[dict[str, Any]]:
         left_out = max(0, len(rejected) - _REJECTED)
         rows.append({"step": step, "hue": hue, "rejected": rejected[:_REJECTED], "left_out": left_out})
     return rows
+
+
+def _programs(run: Run) -> list[dict[str, Any]]:
+    """For every budget the last integer program, whose model of the score knows most, and how many there were."""
+    by_budget: dict[float, list[ProvenOptimum]] = {}
+    for program in run.programs:
+        by_budget.setdefault(program.budget_ms, []).append(program)
+    return [
+        {
+            "last": programs[-1],
+            "count": len(programs),
+            "largest_gap": max(program.bound_percent - program.modelled_percent for program in programs),
+            "limits": [
+                f"{_size(programs[-1].used[name])} of {_size(most)} {name}"
+                for name, most in programs[-1].at_most.items()
+            ],
+        }
+        for _, programs in sorted(by_budget.items())
+    ]
+
+
+def _size(value: float) -> str:
+    return count_text(value) if value >= 1000 else f"{value:.4g}"
 
 
 def _audit(run: Run) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ from analysis.files import (
     ManifestFile,
     MetricRow,
     ModelRecord,
+    ProofsFile,
+    ProvenOptimum,
     SearchSettings,
     StepRecord,
 )
@@ -47,6 +49,7 @@ class Run:
     tables: dict[str, LatencyTableFile]
     trajectory: tuple[StepRecord, ...]
     frontier: tuple[StepRecord, ...]
+    programs: tuple[ProvenOptimum, ...]
     evaluation: EvaluationFile | None
     architectures: dict[str, dict[str, Any]]
     missing: tuple[Missing, ...]
@@ -88,9 +91,10 @@ _EXPECTED: tuple[tuple[str, str, str], ...] = (
     ("latency-audit.json", "predicted against measured latency", "table"),
     ("trajectory.jsonl", "the search, step by step", "search"),
     ("trajectory-frontier.jsonl", "the search over the whole frontier, step by step", "search"),
+    ("exact.json", "what the integer programs were solved to", "search"),
     ("evaluation.json", "the delivered models, the Pareto front and the comparison", "evaluate"),
 )
-_METHODS = {"trajectory.jsonl": "search", "trajectory-frontier.jsonl": "frontier"}  # whose file it is
+_METHODS = {"trajectory.jsonl": "search", "trajectory-frontier.jsonl": "frontier", "exact.json": "exact"}  # whose it is
 
 
 def read_run(directory: Path) -> Run:
@@ -127,6 +131,7 @@ def read_run(directory: Path) -> Run:
         tables={path.name: load(LatencyTableFile, path) for path in tables},
         trajectory=read_trajectory(path) if (path := there("trajectory.jsonl")) else (),
         frontier=read_trajectory(path) if (path := there("trajectory-frontier.jsonl")) else (),
+        programs=load(ProofsFile, path).programs if (path := there("exact.json")) else (),
         evaluation=evaluation,
         architectures=architectures,
         missing=tuple(

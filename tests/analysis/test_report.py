@@ -189,6 +189,20 @@ def test_both_trajectories_are_shown_and_of_many_alternatives_the_nearest(run_di
     )
 
 
+def test_the_integer_programs_are_shown_with_their_bounds(run_directory: Path, change: Change) -> None:
+    change("config.json", lambda data: data["search"].update(methods=["search", "exact"]))
+    program = {"used": {"ms": 1.25, "parameters": 81234}, "at_most": {"ms": 1.5, "parameters": 100000}}
+    programs = [
+        program | {"budget_ms": budget_ms, "modelled_percent": 88.0, "bound_percent": bound}
+        for budget_ms, bound in ((1.6, 88.0), (0.8, 88.0), (0.8, 88.125))
+    ]
+    (run_directory / "exact.json").write_text(json.dumps({"schema_version": 1, "programs": programs}))
+    text = Page(write_report(run_directory).read_text()).text
+    shown = text[text.index("Every program finds") :]
+    assert "0.8 2 88.00 88.12 1e-01 1.25 of 1.5 ms; 81.2 k of 100 k parameters" in shown
+    assert "1.6 1 88.00 88.00 0 " in shown
+
+
 def test_a_block_type_that_nobody_registered_is_drawn_and_named(run_directory: Path) -> None:
     path = run_directory / "models" / "search-0.8ms" / "architecture.yaml"
     data = yaml.safe_load(path.read_text())
