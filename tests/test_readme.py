@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import typer.main
+import yaml
 
 from experiments.cli import app
 from experiments.experiment import load_experiment
@@ -20,6 +21,8 @@ from search import runtimes
 from search.bundle import SCRIPT
 from search.measure import measure
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, block_types, blocks, create_model, inherit
+from supernet.blocks import build_block
+from supernet.candidate import Candidate
 from supernet.convert import export_weights
 from supernet.schema import parse, parse_yaml
 from train import save_weights
@@ -177,8 +180,12 @@ def test_the_readmes_python_example_runs(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_readmes_experiment_loads_with_the_readmes_overrides(tmp_path: Path) -> None:
-    (text,) = fenced("yaml")
+    text, limited = fenced("yaml")
     path = tmp_path / "flowers.yaml"
+    path.write_text(yaml.safe_dump(parse_yaml(text) | parse_yaml(limited)))
+    limits = load_experiment(path).search.limits
+    assert limits is not None
+    assert [device.at_most_ms for device in limits.devices] == [5.0]
     path.write_text(text)
     overrides = [words[at + 1] for _, words in commands() for at, word in enumerate(words) if word == "--set"]
     assert overrides
@@ -188,6 +195,13 @@ def test_the_readmes_experiment_loads_with_the_readmes_overrides(tmp_path: Path)
         for part in field.split("."):
             changed = changed[part]
         assert changed == parse_yaml(value)
+
+
+def test_the_readmes_candidates_can_be_built() -> None:
+    written = re.findall(r"`(\{type: (?:metaformer|conv), .*?\})`", README)
+    candidates = [Candidate.model_validate(parse_yaml(text), strict=False) for text in written]
+    assert [candidate.name for candidate in candidates] == ["metaformer", "thin"]
+    assert all(build_block(found.block(16), width_channels=16, grid=(4, 4)) for found in candidates)
 
 
 def test_every_command_in_the_documents_exists() -> None:
