@@ -105,6 +105,13 @@ class LimitsConfig(Record):
     peak_activation_mb: Annotated[float, Field(gt=0)] | None = None
     devices: tuple[DeviceLimit, ...] = ()
 
+    @field_validator("devices")
+    @classmethod
+    def _once(cls, devices: tuple[DeviceLimit, ...]) -> tuple[DeviceLimit, ...]:
+        if len({device.table for device in devices}) < len(devices):
+            raise ValueError("each table at most once")
+        return devices
+
 
 class SearchConfig(Record):
     """What is asked of the search.

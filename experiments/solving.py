@@ -156,7 +156,7 @@ class Solver:
             if table.left_out:
                 left_out = ", ".join(f"stage {one.stage} without {one.candidate}" for one in table.left_out)
                 raise UserError(f"search.limits.devices: {device.table} has {left_out}; leave that out of the space")
-            limits.append(latency_limit(table, device.at_most_ms, name=f"ms on {table.environment}"))
+            limits.append(latency_limit(table, device.at_most_ms, name=f"ms by {device.table}"))
         return limits
 
     def exact(self, job: Job, asked_ms: float) -> Architecture:
