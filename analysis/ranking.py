@@ -68,6 +68,22 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None
     return _known(taus(np.asarray(first, float), np.asarray(second, float), np.ones((1, len(first))))[0])
 
 
+def tau_difference(
+    scores: Sequence[float], others: Sequence[float], accuracies: Sequence[float], *, seed: int
+) -> tuple[float | None, tuple[float, float] | None]:
+    """By how much one score's tau is above another's on the same nets, and its 95 % interval on the same samples."""
+    if len(scores) < FEWEST:
+        return None, None
+    accuracy_N = np.asarray(accuracies, float)
+
+    def difference(weights_SN: np.ndarray) -> np.ndarray:
+        one_S, other_S = (taus(np.asarray(values, float), accuracy_N, weights_SN) for values in (scores, others))
+        return np.asarray(one_S - other_S)
+
+    found = _known(difference(np.ones((1, len(accuracy_N))))[0])
+    return found, _interval(difference(_resampled(len(accuracy_N), seed)))
+
+
 def taus(first_N: np.ndarray, second_N: np.ndarray, weights_SN: np.ndarray) -> np.ndarray:
     """Tau-b of S samples, in each of which net n occurs weights_SN[s, n] times; nan where it is not defined."""
     signs_NN = np.sign(first_N[:, None] - first_N[None, :])

@@ -46,18 +46,22 @@ _SCORERS = {
 
 
 def scorer_text(scorer: str) -> str:
-    """A score's name for people."""
-    return _SCORERS.get(scorer, scorer.replace("_", " "))
+    """A score's name for people; that of an ablation's variant is "variant/score"."""
+    variant, _, score = scorer.rpartition("/")
+    text = _SCORERS.get(score, score.replace("_", " "))
+    return f"{variant}: {text}" if variant else text
 
 
 def rank_figure(study: RankStudyFile, *, width_px: int = WIDE_PX) -> Figure:
     """One small panel a score: the score across, test accuracy in percent up, a dot a net, tau in its title.
 
-    The colour is the third of the nets by predicted latency. Raises `ValueError` if no score has trained nets.
+    The colour is the third of the nets by predicted latency. Variants of an ablation are left to the table. Raises
+    `ValueError` if no score has trained nets.
     """
-    if not study.scorers:
+    own = [scorer for scorer in study.scorers if "/" not in scorer.scorer]
+    if not own:
         raise ValueError("the study has no trained and scored nets yet")
-    ranked = sorted(study.scorers, key=lambda scorer: -(scorer.kendall_tau if scorer.kendall_tau is not None else -2))
+    ranked = sorted(own, key=lambda scorer: -(scorer.kendall_tau if scorer.kendall_tau is not None else -2))
     rows = math.ceil(len(ranked) / COLUMNS)
     nets = sorted((net for net in study.architectures if net.scores), key=lambda net: net.table_ms)
     dots = [(net, percent) for net in nets if (percent := study.accuracy_percent(net)) is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -236,6 +237,14 @@ def load_experiment(path: Path, *, overrides: tuple[str, ...] = ()) -> Experimen
     Raises `UserError` with one line for anything that is wrong.
     """
     return load_overridden(Experiment, path, overrides)
+
+
+def overridden(experiment: Experiment, overrides: Sequence[str], *, source: str) -> Experiment:
+    """An experiment with dotted fields set otherwise. Raises `UserError` with one line that begins with `source`."""
+    data = experiment.model_dump(mode="json")
+    for override in overrides:
+        _override(data, override)
+    return parse(Experiment, data, source=source)
 
 
 def load_overridden(record: type[RecordT], path: Path, overrides: tuple[str, ...]) -> RecordT:

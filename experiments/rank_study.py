@@ -7,13 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.ranking import kendall_tau, ranking
+from analysis.ranking import kendall_tau, ranking, tau_difference
 from experiments.artifacts import Environment, digest_of
 from experiments.importances import MEASURED
 from experiments.run import Run
 from experiments.scorers import Scorers, Scores
 from experiments.study import RankConfig, Study
 from experiments.study_units import StudyFolder, Training, trained
+from experiments.supernet_variants import SupernetVariants
 from supernet import Architecture, UserError, cost
 from supernet.schema import Record
 from train.randomness import derived_seed, generator_for
@@ -58,6 +59,8 @@ class ScorerRanking(Record):
     tercile_tau_interval_95: Interval | None
     tercile_regret: float | None
     seed_ceiling_tau: float | None
+    tau_difference: float | None = None
+    tau_difference_interval_95: Interval | None = None
 
 
 class RankRecord(Record):
@@ -118,6 +121,7 @@ class RankStudy:
         self.sizes = {net.digest: cost(net) for net in self.nets}
         self.table_ms = {net.digest: run.table.latency_ms(net) for net in self.nets}
         self.scores: dict[str, Scores] = {}
+        self.variants = SupernetVariants(config, run, folder)
 
     @property
     def ceiling_nets(self) -> list[Architecture]:
@@ -134,6 +138,10 @@ class RankStudy:
         if self.config.ceiling is not None:
             wanted += [(net, self.config.ceiling.seed) for net in self.ceiling_nets]
         return [self.folder.training(net, seed, macs=self.sizes[net.digest].macs) for net, seed in wanted]
+
+    def train_variants(self) -> None:
+        """Train the supernets of the ablation that are missing."""
+        self.variants.train(self.run)
 
     def score(self) -> None:
         """Score every architecture in every way; what was scored before is read."""
@@ -157,7 +165,7 @@ class RankStudy:
             scorers.contributions(told)
         with run.screen.bar("scoring architectures") as advance:
             for number, net in enumerate(self.nets, start=1):
-                self.scores[net.digest] = scorers.of(net)
+                self.scores[net.digest] = scorers.of(net) | self.variants.of(net, key=key)
                 advance(number, len(self.nets), {})
 
     def record(self) -> RankRecord:
@@ -214,13 +222,17 @@ class RankStudy:
         if not scored:
             return ()
         rankings = []
+        seed = derived_seed(0, "bootstrap") % 2**32  # the same samples for every score
+        trained_percent = [accuracy[name] for name in scored]
         for scorer in self.scores[scored[0]]:
-            found = ranking(
-                [self.scores[name][scorer] for name in scored],
-                [accuracy[name] for name in scored],
-                latencies_ms=[self.table_ms[name] for name in scored],
-                seed=derived_seed(0, "bootstrap") % 2**32,  # the same samples for every score
-            )
+            values = [self.scores[name][scorer] for name in scored]
+            latencies_ms = [self.table_ms[name] for name in scored]
+            found = ranking(values, trained_percent, latencies_ms=latencies_ms, seed=seed)
+            variant, _, base = scorer.rpartition("/")
+            difference, interval = None, None
+            if variant:
+                own = [self.scores[name][base] for name in scored]
+                difference, interval = tau_difference(values, own, trained_percent, seed=seed)
             rankings.append(
                 ScorerRanking(
                     scorer=scorer,
@@ -234,6 +246,8 @@ class RankStudy:
                     tercile_tau_interval_95=found.tercile_tau_interval_95,
                     tercile_regret=found.tercile_regret,
                     seed_ceiling_tau=ceiling,
+                    tau_difference=difference,
+                    tau_difference_interval_95=interval,
                 )
             )
         return tuple(rankings)

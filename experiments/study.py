@@ -18,6 +18,7 @@ from supernet.schema import Record, UserError, plain
 from train.retraining import RetrainConfig
 
 Seed = Annotated[int, Field(ge=0)]
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
 SeedList = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 NEEDED = ("supernet", "table")  # the stages of a run that a study reads
@@ -38,12 +39,16 @@ class RankConfig(Record):
 
     They are drawn by `draw_seed`, as many in each of ten equal parts of the range of predicted latencies as there are;
     the smallest and the largest are always among them, and more of them begin with those that fewer would be.
+
+    `variants` are an ablation: supernets trained otherwise than the run's, each by the fields that it changes (as after
+    --set, all of `supernet` or `seeds.supernet`), whose scores rank the same nets beside those of the run's.
     """
 
     architectures: Annotated[int, Field(ge=5)] = 50
     draw_seed: Seed = 0
     seeds: SeedList = (0,)
     ceiling: CeilingConfig | None = None
+    variants: dict[VariantName, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> RankConfig:

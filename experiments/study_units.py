@@ -77,7 +77,7 @@ class StudyFolder:
     @cached_property
     def supernet(self) -> list[Any]:
         """The supernet's files, and what was plugged into it."""
-        return [self.run.folder.manifest.stages["supernet"].artifacts, self._plugins]
+        return [self.run.folder.manifest.stages["supernet"].artifacts, self.plugins]
 
     @cached_property
     def recipe(self) -> str:
@@ -85,10 +85,11 @@ class StudyFolder:
         train = self.run.experiment.train
         inherited = sha256(weights_path(self.run.supernet_directory)) if train.start == "inherited" else None
         teachers = [sha256(path) for path in teacher_files(train.distillation)]
-        return digest_of([plain(train), self.images, inherited, teachers, self._plugins])[:16]
+        return digest_of([plain(train), self.images, inherited, teachers, self.plugins])[:16]
 
     @property
-    def _plugins(self) -> list[str]:
+    def plugins(self) -> list[str]:
+        """The digests of the files that were plugged in."""
         return [sha256(path) for path in self.run.plugins]
 
     def training(self, architecture: Architecture | ExternalNet, seed: int, *, macs: int) -> Training:

@@ -58,6 +58,7 @@ class OpenStudy:
         """Everything but the trainings: scores, searches, measurements."""
         check_retraining(self.run.data, self.run.experiment.train)
         if self.rank is not None:
+            self.rank.train_variants()
             self.rank.score()
         if self.compare is not None:
             self.compare.search()
@@ -108,6 +109,8 @@ class OpenStudy:
                 else f", retrained with another seed {_two(ranks.seed_ceiling_tau)}"
             )
             screen.table(f"Kendall's tau of {ranks.trainings - ranks.missing} trainings{ceiling}", *rank_table(ranks))
+            if any("/" in found.scorer for found in ranks.scorers):
+                screen.table("Supernets trained otherwise, against the run's own", *variant_table(ranks))
         if self.compare is not None:
             compared = self.compare.record()
             screen.table(f"Test accuracy, {compared.trainings - compared.missing} trainings", *compare_table(compared))
@@ -126,7 +129,8 @@ class OpenStudy:
 def rank_table(record: RankRecord) -> tuple[list[str], list[list[str]]]:
     """Header and a row a score, the best by tau first."""
     header = ["score", "tau", "95 %", "in thirds", "95 %", "Spearman", "best 5", "regret", "in thirds"]
-    ordered = sorted(record.scorers, key=lambda found: -2 if found.kendall_tau is None else found.kendall_tau)
+    own = [found for found in record.scorers if "/" not in found.scorer]
+    ordered = sorted(own, key=lambda found: -2 if found.kendall_tau is None else found.kendall_tau)
     rows = [
         [
             scorer_text(found.scorer),
@@ -141,6 +145,21 @@ def rank_table(record: RankRecord) -> tuple[list[str], list[list[str]]]:
         ]
         for found in reversed(ordered)
     ]
+    return header, rows
+
+
+def variant_table(record: RankRecord) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a variant of the ablation and score."""
+    header = ["supernet", "score", "tau", "95 %", "to the run's own", "95 %", "in thirds", "regret"]
+    rows = []
+    for found in record.scorers:
+        variant, _, score = found.scorer.rpartition("/")
+        if variant:
+            change = "" if found.tau_difference is None else f"{found.tau_difference:+.2f}"
+            between = _range(found.tau_difference_interval_95)
+            tau, interval = _two(found.kendall_tau), _range(found.tau_interval_95)
+            thirds, regret = _two(found.tercile_tau), _two(found.regret)
+            rows.append([variant, scorer_text(score), tau, interval, change, between, thirds, regret])
     return header, rows
 
 

@@ -137,6 +137,29 @@ def test_a_rank_study_trains_every_net_and_ranks_every_score(ranked: Any) -> Non
     assert (out / "rank_study.svg").read_text().startswith("<svg")
 
 
+def test_an_ablation_ranks_the_same_nets_by_supernets_trained_otherwise(
+    ranked: Any, write: WriteStudy, slimformer: Slimformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(ranked[0], tmp_path / "out"))
+    as_it_is, soft = "supernet.epochs=2", ["supernet.mixing=soft", "supernet.distill_weight=0.0"]
+    path = write(rank=RANK | {"variants": {"the same": [as_it_is], "soft": soft}})
+    outcome = slimformer("study", path, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "of 2 variants: soft" in outcome.out
+    found = {scorer["scorer"]: scorer for scorer in record(out, "rank_study.json")["scorers"]}
+    assert len([name for name in found if "/" in name]) == 8
+    for score in ("supernet_accuracy", "supernet_accuracy_no_refit", "supernet_loss", "alpha_importance"):
+        same, other, own = found[f"the same/{score}"], found[f"soft/{score}"], found[score]
+        assert own["tau_difference"] is None
+        if same["kendall_tau"] is not None:
+            assert (same["kendall_tau"], same["tau_difference"]) == (own["kendall_tau"], 0.0)
+            assert other["tau_difference"] == pytest.approx(other["kendall_tau"] - own["kendall_tau"])
+    for net in record(out, "rank_study.json")["architectures"]:
+        assert net["scores"]["the same/supernet_loss"] == pytest.approx(net["scores"]["supernet_loss"], rel=1e-5)
+    monkeypatch.setattr("experiments.supernet_variants.train_supernet_stage", lambda run: pytest.fail("trained again"))
+    assert slimformer("study", path, "--out", out).code == 0
+
+
 def test_an_interrupted_study_leaves_a_valid_record_and_ends_in_the_same_one(
     ranked: Any, write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
 ) -> None:
@@ -338,6 +361,9 @@ def test_a_report_of_what_is_done_trains_nothing(
         ({"rank": {"seeds": [1, 1]}}, "rank.seeds: each seed at most once"),
         ({"rank": {"ceiling": {"architectures": 3, "seed": 0}}}, "ceiling.seed: 0 is among the seeds"),
         ({"rank": {"architectures": 5, "ceiling": {"architectures": 6, "seed": 1}}}, "6 of 5 architectures"),
+        ({"rank": RANK | {"variants": {"x": ["train.epochs=1"]}}}, "only fields of supernet and seeds.supernet"),
+        ({"rank": RANK | {"variants": {"x": ["supernet.mixin=soft"]}}}, "rank.variants.x: supernet.mixin: unknown key"),
+        ({"rank": RANK | {"variants": {"a/b": ["supernet.epochs=1"]}}}, "rank.variants.a/b"),
         ({"compare": COMPARE | {"budgets_ms": [0.1]}}, "give either budgets_ms or budgets_of_largest"),
         ({"compare": COMPARE | {"methods": ["exact", "exact"]}}, "methods: each at most once"),
         ({"compare": COMPARE | {"methods": ["exakt"]}}, "compare.methods.1: "),
