@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from search.actions import (
+    ChangeCandidate,
     DropFirst3D,
     NarrowStage,
     SkipPath,
@@ -128,7 +129,9 @@ def descend(
     """Take the action that loses least per gain, from the largest architecture on, until the budget is met.
 
     Of each group the first action that saves time is scored, and that raises the `efficiency` where there is one. The
-    gain is the rise of that, or else milliseconds. So latency falls with every step, and the walk ends.
+    gain is the rise of that, or else milliseconds. Where no action saves time, as an uncertain table can have it above
+    the smallest architecture, the one that makes the net smaller and is predicted fastest is taken all the same. So
+    either latency or size falls with every step, and the walk ends.
 
     Raises `BudgetUnreachable`, before any scoring where the smallest architecture already is too slow.
     """
@@ -141,8 +144,11 @@ def descend(
         options = _options(space, current, groups=groups, table=table, efficiency=efficiency)
         offers = [(option.at(score(option.architecture), current), option.architecture) for option in options]
         if not offers:
-            raise BudgetUnreachable(budget_ms, current.latency_ms)
-        best = min(offers, key=lambda offer: (offer[0].drop_per_gain, offer[0].latency_ms))
+            option = _over_the_rise(space, current.architecture, groups=groups, table=table)
+            if option is None:
+                raise BudgetUnreachable(budget_ms, current.latency_ms)
+            offers = [(option.at(score(option.architecture), current), option.architecture)]
+        best = min(offers, key=lambda offer: (offer[0].drop_per_gain or 0.0, offer[0].latency_ms))
         steps.append(_next_step(current, best, [alternative for alternative, _ in offers]))
         progress(steps[-1])
     return Trajectory(steps=tuple(steps))
@@ -181,7 +187,7 @@ class _Option:
             saved_ms=saved_ms,
             accuracy_percent=accuracy_percent,
             accuracy_drop_points=drop_points,
-            drop_per_ms=drop_points / saved_ms,
+            drop_per_ms=drop_points / saved_ms if saved_ms > 0 else None,
             mes_gain=self.mes_gain,
             drop_per_mes=None if self.mes_gain is None else drop_points / self.mes_gain,
             chosen=False,
@@ -203,6 +209,16 @@ def _options(
             if latency_ms < current.latency_ms and (mes_gain is None or mes_gain > 0):
                 yield _Option(action, smaller, latency_ms, mes_gain)
                 break
+
+
+def _over_the_rise(
+    space: SearchSpace, architecture: Architecture, *, groups: Groups, table: Latencies
+) -> _Option | None:
+    """The action that makes a net smaller and is predicted fastest, though it saves nothing; None at the smallest."""
+    shrinking = (a for actions in groups(architecture) for a in actions if not isinstance(a, ChangeCandidate))
+    smaller = [(action, apply(action, architecture, space=space)) for action in shrinking]
+    options = [_Option(action, net, table.latency_ms(net), mes_gain=None) for action, net in smaller]
+    return min(options, key=lambda option: option.latency_ms, default=None)
 
 
 def _skips(space: SearchSpace, architecture: Architecture, importance: Importance) -> list[SlimmingAction]:
@@ -230,8 +246,8 @@ def _next_step(current: Step, best: tuple[Alternative, Architecture], alternativ
     record = []
     for alternative in alternatives:
         chosen = alternative is taken
-        loses = f"loses {alternative.drop_per_gain:+.3g} points per {unit}, not {taken.drop_per_gain:+.3g}"
-        reason = None if chosen else loses
+        loses, least = alternative.drop_per_gain, taken.drop_per_gain
+        reason = None if chosen else f"loses {loses:+.3g} points per {unit}, not {least:+.3g}"
         record.append(alternative.model_copy(update={"chosen": chosen, "reason": reason}))
     return Step(
         step=current.step + 1,

@@ -17,7 +17,8 @@ class Alternative(Record):
     """One action that was considered at a step, and why it was not taken (None for the chosen one).
 
     `mes_gain` is what the Mobile Efficiency Score rises by, and `drop_per_mes` the drop per point of that, where the
-    search goes by it instead of by milliseconds.
+    search goes by it instead of by milliseconds. `drop_per_ms` is None for an action that saves nothing, which is taken
+    where none does.
     """
 
     action: SlimmingAction
@@ -25,14 +26,14 @@ class Alternative(Record):
     saved_ms: float
     accuracy_percent: float
     accuracy_drop_points: float
-    drop_per_ms: float
+    drop_per_ms: float | None
     mes_gain: float | None = None
     drop_per_mes: float | None = None
     chosen: bool
     reason: str | None
 
     @property
-    def drop_per_gain(self) -> float:
+    def drop_per_gain(self) -> float | None:
         """What the search compares."""
         return self.drop_per_ms if self.drop_per_mes is None else self.drop_per_mes
 

@@ -204,16 +204,17 @@ def test_a_budget_below_the_smallest_architecture_is_refused_before_any_scoring(
     assert (refused.value.budget_ms, refused.value.smallest_ms) == (0.9 * smallest_ms, smallest_ms)
 
 
-def test_a_search_that_is_stuck_above_its_budget_says_how_far_it_came(space: SearchSpace, table: Any) -> None:
-    class Stuck:
-        """Every step towards the smallest costs more, so greedy steps lead nowhere."""
+def test_a_rise_of_the_table_does_not_stop_the_way_down(space: SearchSpace, table: Any) -> None:
+    class Rising:
+        """Every step towards the smallest costs more, and the smallest itself costs little."""
 
         def latency_ms(self, architecture: Architecture) -> float:
             return 1.0 if architecture == space.smallest else 10.0 - float(table.latency_ms(architecture))
 
-    with pytest.raises(BudgetUnreachable) as refused:
-        slimmed(space, Stuck(), random_score(7), 2.0)
-    assert refused.value.smallest_ms <= Stuck().latency_ms(space.largest)
+    for efficiency in (None, MobileEfficiency()):
+        trajectory = slimmed(space, Rising(), random_score(7), 2.0, efficiency=efficiency)
+        assert trajectory.at(2.0) == trajectory.steps[-1]
+        assert trajectory.replay(space) == space.smallest
 
 
 def test_several_budgets_lie_on_one_trajectory(space: SearchSpace, table: Any) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from search.actions import DropFirst3D, NarrowStage, SkipPath, SlimmingAction, apply
+from search.actions import ChangeCandidate, DropFirst3D, NarrowStage, SkipPath, SlimmingAction, apply
+from search.frontier import legal_actions
 from search.importance import Importance
 from search.slimming import BudgetUnreachable, check_reachable, slim
 from search.trajectory import Step, Trajectory
@@ -239,18 +240,25 @@ def test_a_budget_below_the_smallest_architecture_is_refused_before_any_scoring(
     check_reachable(space, table=table, budget_ms=smallest_ms)
 
 
-def test_a_search_that_is_stuck_above_its_budget_says_how_far_it_came(
-    space: SearchSpace, importance: Importance, table: Any
-) -> None:
-    class Stuck:
-        """Every step towards the smallest costs more, so greedy steps lead nowhere."""
+def shrinking(space: SearchSpace, architecture: Architecture) -> list[SlimmingAction]:
+    return [action for action in legal_actions(space, architecture) if not isinstance(action, ChangeCandidate)]
+
+
+def test_a_rise_of_the_table_does_not_stop_the_way_down(space: SearchSpace, importance: Importance, table: Any) -> None:
+    class Rising:
+        """Every step towards the smallest costs more, and the smallest itself costs little."""
 
         def latency_ms(self, architecture: Architecture) -> float:
             return 1.0 if architecture == space.smallest else 10.0 - float(table.latency_ms(architecture))
 
-    with pytest.raises(BudgetUnreachable) as refused:
-        slimmed(space, importance, Stuck(), score_of({}), 2.0)
-    assert refused.value.smallest_ms == Stuck().latency_ms(space.largest)
+    trajectory = slimmed(space, importance, Rising(), score_of({}), 2.0)
+    assert trajectory.steps[-1].architecture == space.smallest == trajectory.replay(space)
+    for before, step in zip(trajectory.steps[:-1], trajectory.steps[1:-1], strict=False):
+        (taken,) = step.alternatives
+        assert (taken.chosen, taken.drop_per_ms) == (True, None)
+        assert step.saved_ms < 0 < step.accuracy_drop_points
+        possible = [apply(action, before.architecture, space=space) for action in shrinking(space, before.architecture)]
+        assert step.latency_ms == min(map(Rising().latency_ms, possible)) > before.latency_ms
 
 
 def test_every_step_is_reported_as_it_is_taken(space: SearchSpace, importance: Importance, table: Any) -> None:
