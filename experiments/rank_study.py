@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.ranking import kendall_tau, ranking, tau_difference
 from experiments.artifacts import Environment, digest_of
+from experiments.console import counted
 from experiments.importances import MEASURED
 from experiments.run import Run
 from experiments.scorers import Scorers, Scores
@@ -152,17 +153,8 @@ class RankStudy:
         scorers = Scorers(run, self.folder.path / "scores" / key)
         for kind in MEASURED:
             scorers.measured(kind)
-        choices = sum(len(run.space.widths(number)) for number in range(1, len(run.space.stages) + 1))
-        choices += sum(stage.depth * len(stage.candidates) for stage in run.space.stages)
         with run.screen.bar("scoring single choices") as advance:
-            done = 0
-
-            def told() -> None:
-                nonlocal done
-                done += 1
-                advance(min(done, choices), choices, {})
-
-            scorers.contributions(told)
+            scorers.contributions(counted(advance))
         with run.screen.bar("scoring architectures") as advance:
             for number, net in enumerate(self.nets, start=1):
                 self.scores[net.digest] = scorers.of(net) | self.variants.of(net, key=key)

@@ -130,19 +130,13 @@ class Scorers:
         save(score, path)
         return score
 
-    def contributions(self, told: Callable[[], None] = lambda: None) -> Contributions:
-        """The additive model: measured once, `told` after each architecture that it takes, then read from its file."""
+    def contributions(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Contributions:
+        """The additive model: measured once, with (scores known, scores) for `progress`, then read from its file."""
         path = self.folder / "contributions.json"
         if self._contributions is None and path.exists():
             self._contributions = load(Contributions, path)
         if self._contributions is None:
-
-            def score(architecture: Architecture) -> float:
-                percent = self.scorer(architecture)
-                told()
-                return percent
-
-            self._contributions = removal_contributions(self.run.runnable_space, score)
+            self._contributions = removal_contributions(self.run.runnable_space, self.scorer, progress=progress)
             save(self._contributions, path)
         return self._contributions
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from experiments.run import Run
+from experiments.run import MOST_AT_ONCE, Run
 from search.importance import DiscretizationGap
 from supernet import Architecture, MetaFormer, Sample, Supernet, UserError, inherit
 from supernet.schema import write_atomically
+from supernet.threads import side_by_side
 from train.augment import AugmentConfig
 from train.data import ImageData
 from train.evaluation import accuracy_of_batches, outcome_of_batches, refit_batchnorm
@@ -25,7 +27,8 @@ class Scorer:
 
     The images, a fixed part of the training split for the statistics and of the score split for the accuracy, are
     prepared once for all architectures. A file from an interrupted search is gone on with. `loss(architecture)` is the
-    cross-entropy of the same images, kept beside the accuracy, which it counts too.
+    cross-entropy of the same images, kept beside the accuracy, which it counts too. Of architectures that are asked for
+    together (`ahead`) so many are scored `at_once`, each on its share of the threads.
     """
 
     def __init__(
@@ -38,8 +41,9 @@ class Scorer:
         batch_size: int,
         precision: Precision,
         cache: Path | None,
+        at_once: int = 1,
     ) -> None:
-        self.supernet, self.precision, self.cache = supernet, precision, cache
+        self.supernet, self.precision, self.cache, self.at_once = supernet, precision, cache, at_once
         device = next(supernet.parameters()).device
         data = data.to(device)
         still = AugmentConfig()
@@ -64,6 +68,16 @@ class Scorer:
             self.known[key] = self.of(model)
             self._keep({"digest": key, "accuracy_percent": self.known[key]})
         return self.known[key]
+
+    def ahead(self, architectures: Sequence[Architecture]) -> None:
+        """Score those that are not known yet, several at once; their accuracies are kept in the order given."""
+        left = list({net.digest: net for net in architectures if net.digest not in self.known}.values())
+        if self.at_once == 1 or len(left) < 2:
+            return
+        models = [inherit(self.supernet, net) for net in left]
+        for net, percent in zip(left, side_by_side(self.of, models, at_once=self.at_once), strict=True):
+            self.known[net.digest] = percent
+            self._keep({"digest": net.digest, "accuracy_percent": percent})
 
     def loss(self, architecture: Architecture) -> float:
         """Mean cross-entropy of the labels on the score split, in nats."""
@@ -102,6 +116,7 @@ def search_scorer(run: Run, folder: Path) -> Scorer:
         batch_size=experiment.evaluate.batch_size,
         precision=experiment.supernet.precision,
         cache=folder / "scores.jsonl",
+        at_once=min(run.threads, MOST_AT_ONCE) if run.device.type == "cpu" else 1,
     )
 
 

@@ -115,20 +115,8 @@ class Solver:
     @cached_property
     def contributions(self) -> Contributions:
         """What every choice of the space adds to the score, each measured alone once."""
-        space = self.run.runnable_space
-        total = sum(len(space.widths(number)) for number in range(1, len(space.stages) + 1))
-        total += sum(stage.depth * len(stage.candidates) for stage in space.stages)
-        done = 0
         with self.run.screen.bar("scoring single choices") as advance:
-
-            def score(architecture: Architecture) -> float:
-                nonlocal done
-                done += 1
-                percent = self.scorer(architecture)
-                advance(min(done, total), total, {"held-out %": percent})
-                return percent
-
-            return removal_contributions(space, score)
+            return removal_contributions(self.run.runnable_space, self.scorer, progress=counted(advance))
 
     @cached_property
     def further_limits(self) -> list[AnyLimit]:

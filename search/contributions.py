@@ -7,7 +7,7 @@ whole architectures that were scored correct it (`Contributions.corrected`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -79,7 +79,9 @@ def _chosen(space: SearchSpace, architecture: Architecture) -> np.ndarray:
     return np.array(chosen)
 
 
-def removal_contributions(space: SearchSpace, score: Score) -> Contributions:
+def removal_contributions(
+    space: SearchSpace, score: Score, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Contributions:
     """Contributions measured one choice at a time: the score of the largest architecture with it, minus without.
 
     A map block in the place of a token block is legal only where no token block comes before it: it adds what the

@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.evolution_storage import HEARTBEAT_SECONDS, opened
-from search.slimming import BudgetUnreachable, Latencies, Score, check_reachable
+from search.slimming import BudgetUnreachable, Latencies, Score, check_reachable, scores_of
 from supernet import Architecture, SearchSpace
 from supernet.candidate import Candidate
 
@@ -199,9 +199,10 @@ def random_search(
         ((net, ms) for net, ms in drawn.items() if ms <= budget_ms), key=lambda found: (-found[1], found[0].digest)
     )
     scored = []
-    for net, ms in slowest[:trials]:
-        scored.append(Scored(net, score(net), ms))
-        progress(len(scored), min(trials, len(slowest)))
+    taken = slowest[:trials]
+    for (net, ms), percent in zip(taken, scores_of(score, [net for net, _ in taken]), strict=True):
+        scored.append(Scored(net, percent, ms))
+        progress(len(scored), len(taken))
     return scored
 
 

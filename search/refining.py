@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from search.contributions import Contributions
 from search.exact import AnyLimit, Optimum, solve
-from search.slimming import Score
+from search.slimming import Score, scores_of
 from supernet import Architecture, SearchSpace, UserError
 
 ROUNDS = 8  # of solving, scoring and correcting
@@ -42,9 +42,8 @@ def refined(
             (net for net in neighbours_of(space, best) if all(limit.allows(limit.used(net)) for limit in limits)),
             key=lambda net: (-model.percent(space, net), net.digest),
         )
-        for net in (best, *near[:neighbours]):
-            if net not in scored:
-                scored[net] = score(net)
+        unknown = [net for net in (best, *near[:neighbours]) if net not in scored]
+        scored.update(zip(unknown, scores_of(score, unknown), strict=True))
     within = [net for net in scored if all(limit.allows(limit.used(net)) for limit in limits)]
     return max(within, key=lambda net: (scored[net], -sum(limit.used(net) for limit in limits[:1]), net.digest))
 

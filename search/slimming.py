@@ -27,7 +27,9 @@ from search.trajectory import Alternative, Step, Trajectory
 from supernet import Architecture, SearchSpace, UserError
 
 Score = Callable[[Architecture], float]
-"""Held-out accuracy of an architecture in percent."""
+"""Held-out accuracy of an architecture in percent; see `scores_of` for one that can take several at once."""
+
+TOLD_AHEAD = 8  # architectures at most, so that an interruption loses little
 
 Groups = Callable[[Architecture], Iterable[Sequence[SlimmingAction]]]
 """The actions to consider at an architecture; of each group one is scored."""
@@ -75,6 +77,19 @@ class BudgetMissed(BudgetUnreachable):
             " machine, or raise the budget",
         )
         self.budget_ms, self.smallest_ms = budget_ms, fastest_ms
+
+
+def scores_of(score: Score, architectures: Sequence[Architecture]) -> Iterator[float]:
+    """The scores of architectures, in their order.
+
+    A score with a method `ahead(architectures)` is told of the next few before it is asked for them one by one.
+    """
+    ahead = getattr(score, "ahead", None)
+    for start in range(0, len(architectures), TOLD_AHEAD):
+        some = architectures[start : start + TOLD_AHEAD]
+        if ahead is not None:
+            ahead(some)
+        yield from map(score, some)
 
 
 def check_reachable(space: SearchSpace, *, table: Latencies, budget_ms: float) -> None:
@@ -141,13 +156,16 @@ def descend(
     progress(steps[0])
     while steps[-1].latency_ms > budget_ms:
         current = steps[-1]
-        options = _options(space, current, groups=groups, table=table, efficiency=efficiency)
-        offers = [(option.at(score(option.architecture), current), option.architecture) for option in options]
-        if not offers:
-            option = _over_the_rise(space, current.architecture, groups=groups, table=table)
-            if option is None:
+        options = list(_options(space, current, groups=groups, table=table, efficiency=efficiency))
+        if not options:
+            rise = _over_the_rise(space, current.architecture, groups=groups, table=table)
+            if rise is None:
                 raise BudgetUnreachable(budget_ms, current.latency_ms)
-            offers = [(option.at(score(option.architecture), current), option.architecture)]
+            options = [rise]
+        scores = scores_of(score, [option.architecture for option in options])
+        offers = [
+            (option.at(percent, current), option.architecture) for option, percent in zip(options, scores, strict=True)
+        ]
         best = min(offers, key=lambda offer: (offer[0].drop_per_gain or 0.0, offer[0].latency_ms))
         steps.append(_next_step(current, best, [alternative for alternative, _ in offers]))
         progress(steps[-1])

@@ -57,6 +57,20 @@ def scorer(supernet: Supernet, data: ImageData) -> MakeScorer:
     return make
 
 
+def test_scores_taken_side_by_side_are_those_taken_one_by_one(
+    scorer: MakeScorer, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    nets = [space.random(generator) for _ in range(9)]
+    alone, together = scorer(cache=tmp_path / "alone.jsonl"), scorer(cache=tmp_path / "together.jsonl", at_once=3)
+    one_by_one = [alone(net) for net in nets]
+    together(nets[0])
+    together.ahead([*nets, nets[3]])
+    monkeypatch.setattr(together, "of", lambda model: pytest.fail("scored again"))
+    assert [together(net) for net in nets] == one_by_one
+    assert (tmp_path / "together.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
 def test_a_score_is_the_accuracy_of_the_heir_on_held_out_images_with_refitted_statistics(
     scorer: MakeScorer, supernet: Supernet, data: ImageData, space: SearchSpace
 ) -> None:

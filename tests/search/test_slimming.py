@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from search.actions import ChangeCandidate, DropFirst3D, NarrowStage, SkipPath, SlimmingAction, apply
 from search.frontier import legal_actions
 from search.importance import Importance
-from search.slimming import BudgetUnreachable, check_reachable, slim
+from search.slimming import BudgetUnreachable, check_reachable, scores_of, slim
 from search.trajectory import Step, Trajectory
 from supernet.architecture import Architecture
 from supernet.block_types import Identity
@@ -267,3 +267,21 @@ def test_every_step_is_reported_as_it_is_taken(space: SearchSpace, importance: I
         space, importance=importance, table=table, score=random_score(3), budget_ms=2.5, progress=seen.append
     )
     assert tuple(seen) == trajectory.steps
+
+
+def test_a_score_that_can_take_several_at_once_is_told_of_the_next_ones(space: SearchSpace) -> None:
+    told: list[int] = []
+
+    class Batched:
+        def ahead(self, architectures: Sequence[Architecture]) -> None:
+            told.append(len(architectures))
+
+        def __call__(self, architecture: Architecture) -> float:
+            return random_score(3)(architecture)
+
+    generator = torch.Generator().manual_seed(0)
+    nets = [space.random(generator) for _ in range(19)]
+    assert (
+        list(scores_of(Batched(), nets)) == list(scores_of(random_score(3), nets)) == list(map(random_score(3), nets))
+    )
+    assert told == [8, 8, 3]
