@@ -64,11 +64,12 @@ class MethodFigures(FileRecord):
 
 
 class StudyFile(FileRecord):
-    """`study.json`: methods against each other."""
+    """`study.json`: methods against each other; `speed` is what the machine took for what took 1 with the table."""
 
     schema_version: Literal[1]
     experiment: str
     trainings: int
     missing: int
     budgets_ms: tuple[float, ...]
+    speed: float | None = None
     results: tuple[MethodFigures, ...]

@@ -114,8 +114,9 @@ def _short(value: float) -> str:
 def study_figure(study: StudyFile, *, width_px: int = WIDE_PX) -> Figure:
     """Accuracy in percent (every run small, the mean with its 95 % interval) against the nets' mean measured ms.
 
-    Methods of a budget are drawn at their own latencies; where nothing was measured, at the budget. Raises
-    `ValueError` if nothing is trained.
+    Milliseconds are those at the speed that the machine had when the table was measured, as the budgets are. Methods
+    of a budget are drawn at their own latencies; where nothing was measured, at the budget. Raises `ValueError` if
+    nothing is trained.
     """
     shown = [result for result in study.results if result.mean is not None]
     if not shown:
@@ -137,8 +138,14 @@ def study_figure(study: StudyFile, *, width_px: int = WIDE_PX) -> Figure:
                 fontsize=11,
             )
         for result in shown:
-            _point(axes, result, methods, named=result is next(r for r in shown if r.method == result.method))
-        axes.set_xlabel("measured latency, ms (mean of the medians of a method's nets)", labelpad=8)
+            named = result is next(r for r in shown if r.method == result.method)
+            _point(axes, result, methods, speed=study.speed or 1.0, named=named)
+        runs = [percent for result in shown for percent in result.accuracy_percent]
+        room = max(0.5, 0.15 * (max(runs) - min(runs)))  # intervals of two runs are wider than any picture
+        axes.set_ylim(min(runs) - room, max(runs) + room)
+        axes.set_xlabel(
+            "measured latency at the table's speed, ms (mean of the medians of a method's nets)", labelpad=8
+        )
         axes.set_ylabel("test accuracy, %")
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.legend(loc="lower right", fontsize=11.5)
@@ -146,9 +153,9 @@ def study_figure(study: StudyFile, *, width_px: int = WIDE_PX) -> Figure:
     return figure
 
 
-def _point(axes: Axes, result: MethodFigures, methods: list[str], *, named: bool) -> None:
+def _point(axes: Axes, result: MethodFigures, methods: list[str], *, speed: float, named: bool) -> None:
     assert result.mean is not None
-    ms = float(np.mean(result.measured_ms)) if result.measured_ms else result.budget_ms
+    ms = float(np.mean(result.measured_ms)) / speed if result.measured_ms else result.budget_ms
     hue = colour(method_colour(result.method, methods))
     marker = method_marker(result.method, methods)
     runs = result.accuracy_percent
