@@ -10,9 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from search import measure
-from search.measure import SETTLE_MS, VISIT_MS
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -29,22 +26,6 @@ def _interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _short_visits() -> Iterator[None]:
-    """A visit of a net is as long as makes its time certain, which only tests that assert on time ask for."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "SETTLE_MS", 1.0)
-        patch.setattr(measure, "VISIT_MS", 0.5)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _long_visits_where_time_counts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("timing") is not None:
-        monkeypatch.setattr(measure, "SETTLE_MS", SETTLE_MS)
-        monkeypatch.setattr(measure, "VISIT_MS", VISIT_MS)
 
 
 @pytest.fixture
