@@ -63,7 +63,8 @@ def export_models(run: Run) -> list[Path]:
         batch_size=table.batch_size,
         models=tuple(results),
     )
-    paths += solver.save_trajectories(suffix="-export")  # made again, and longer, for a model above its budget
+    for again in (solver.save_trajectories, solver.save_proofs):  # made for a model above its budget
+        paths += again(suffix="-export")
     save(record, run.path / "exported.json")
     return [*paths, run.path / "exported.json"]
 

@@ -17,6 +17,7 @@ from experiments.console import counted
 from experiments.experiment import Experiment
 from experiments.exporting import export_models
 from experiments.importances import IMPORTANCE_FILES, MEASURED, measured_kinds
+from experiments.limits import check_device_tables, device_tables
 from experiments.models import (
     EvaluatedModel,
     Evaluation,
@@ -308,20 +309,6 @@ def _files_of(*stages: str) -> Callable[[Experiment], tuple[str, ...]]:
     return lambda experiment: stages
 
 
-def _tables_of_devices(experiment: Experiment) -> tuple[Path, ...]:
-    limits = experiment.search.limits
-    paths = () if limits is None else tuple(Path(device.table) for device in limits.devices)
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"search.limits.devices: {path}: no such file; give the latency table of another device")
-    return paths
-
-
-def _check_tables_of_devices(run: Run) -> None:
-    for path in _tables_of_devices(run.experiment):
-        LatencyTable.load(path)
-
-
 def _read_by_retraining(experiment: Experiment) -> tuple[str, ...]:
     return ("supernet", "search") if experiment.train.start == "inherited" else ("search",)
 
@@ -347,8 +334,8 @@ STAGES: tuple[Stage, ...] = (
         search_stage,
         _of("search", "evaluate", "seeds.search"),
         _files_of("supernet", "table"),
-        reads_files=_tables_of_devices,
-        check=_check_tables_of_devices,
+        reads_files=device_tables,
+        check=check_device_tables,
     ),
     Stage(
         "retrain",
@@ -395,7 +382,7 @@ def clear_working_files(stage: str, folder: Path) -> None:
             "scores.jsonl",
             "architectures",
             EVOLUTION,
-            PROOFS,
+            f"{PROOFS}.json",
             *(f"{name}.jsonl" for name in TRAJECTORIES.values()),
             *(IMPORTANCE_FILES[kind] for kind in MEASURED),
         ],

@@ -2,15 +2,13 @@
 
 The integer program is a knapsack of multiple choice (scipy's milp, HiGHS): a stage takes one of its widths and a
 position one of its candidates; a downsampling costs by the pair of widths around it; token blocks are the last blocks
-of the net, and the way to them costs once a stage. Everything that adds up over the parts of a net can be limited, in
-any number: milliseconds on several devices, parameters, MACs. So can what grows with such a sum beyond a threshold, as
-latency does with weights and maps that no longer fit into a cache, and what the largest part decides, as memory.
+of the net, and the way to them costs once a stage. There may be any number of limits (`search.limits`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,76 +17,12 @@ from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import coo_array
 
 from search.contributions import Contributions
-from search.latency_table import LatencyTable
-from search.parts import LatencyKey, key_of, keys, reshape_key
-from search.slimming import Unreachable
+from search.limits import SLACK, AnyLimit, Beyond, Limit, LimitsUnreachable, PartLimit
+from search.parts import LatencyKey, key_of, reshape_key
 from supernet import Architecture, SearchSpace
 
-SLACK = 1e-12  # of a limit: what sums of the same numbers in another order may differ by
 TRIES = 5
 INFEASIBLE, OPTIMAL = 2, 0  # milp's status
-
-
-@dataclass(frozen=True)
-class Beyond:
-    """`each` for every unit by which the sum of `of` over the parts of a net exceeds `above`; neither is negative."""
-
-    of: Callable[[LatencyKey], float]
-    above: float
-    each: float
-
-    def used(self, architecture: Architecture) -> float:
-        """What an architecture takes."""
-        return self.each * max(0.0, sum(self.of(key) for key in keys(architecture)) - self.above)
-
-
-@dataclass(frozen=True)
-class Limit:
-    """At most `at_most` for `constant`, the sum of `of` over the parts of a net, and `beyond`; `name` has the unit."""
-
-    name: str
-    of: Callable[[LatencyKey], float]
-    at_most: float
-    constant: float = 0.0
-    beyond: Beyond | None = None
-
-    def used(self, architecture: Architecture) -> float:
-        """What an architecture takes of it."""
-        beyond = 0.0 if self.beyond is None else self.beyond.used(architecture)
-        return self.constant + sum(self.of(key) for key in keys(architecture)) + beyond
-
-    def allows(self, value: float) -> bool:
-        """Whether a value is within the limit, but for rounding."""
-        return value <= self.at_most + SLACK * abs(self.at_most)
-
-
-@dataclass(frozen=True)
-class PartLimit:
-    """At most `at_most` for `of` in every single part of a net; `name` has the unit."""
-
-    name: str
-    of: Callable[[LatencyKey], float]
-    at_most: float
-
-    def used(self, architecture: Architecture) -> float:
-        """What an architecture's largest part takes of it."""
-        return max(self.of(key) for key in keys(architecture))
-
-    def allows(self, value: float) -> bool:
-        """Whether a value is within the limit."""
-        return value <= self.at_most
-
-
-AnyLimit = Limit | PartLimit
-
-
-def latency_limit(table: LatencyTable, at_most_ms: float, *, name: str = "ms") -> Limit:
-    """At most so many ms by a table's prediction."""
-    correction, beyond = table.correction, None
-    if correction.crowding is not None:
-        crowding = correction.crowding
-        beyond = Beyond(lambda key: table.crowds(key) / 1e6, crowding.above_millions, crowding.ms_per_million)
-    return Limit(name, of=table.part_ms, at_most=at_most_ms, constant=correction.constant_ms, beyond=beyond)
 
 
 @dataclass(frozen=True)
@@ -99,21 +33,6 @@ class Optimum:
     percent: float
     bound_percent: float
     used: dict[str, float]
-
-
-class LimitsUnreachable(Unreachable):
-    """No architecture of the space is within the limits; `smallest` is the least that each alone can be brought to."""
-
-    def __init__(self, limits: Sequence[AnyLimit], smallest: dict[str, float]) -> None:
-        missed = [limit for limit in limits if not limit.allows(smallest[limit.name])]
-        said = [f"{limit.name} at most {limit.at_most:g} (smallest: {smallest[limit.name]:.4g})" for limit in missed]
-        together = [f"{limit.name} at most {limit.at_most:g}" for limit in limits]
-        super().__init__(
-            f"no architecture of the space has {' and '.join(said)}"
-            if said
-            else f"no architecture of the space has {' and '.join(together)} at once"
-        )
-        self.smallest = smallest
 
 
 def solve(space: SearchSpace, contributions: Contributions, limits: Sequence[AnyLimit]) -> Optimum:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from search.contributions import Contributions
-from search.exact import AnyLimit, Optimum, solve
+from search.exact import Optimum, solve
+from search.limits import AnyLimit
 from search.slimming import Score, scores_of
 from supernet import Architecture, SearchSpace, UserError
 

@@ -22,8 +22,9 @@ from experiments.artifacts import environment
 from experiments.console import Screen
 from experiments.experiment import load_experiment
 from search.contributions import Contributions
-from search.exact import AnyLimit, Limit, PartLimit, latency_limit, solve
+from search.exact import solve
 from search.latency_table import LatencyTable
+from search.limits import AnyLimit, Limit, PartLimit, latency_limit
 from search.measure import stopwatch_seconds
 from search.parts import macs_of, parameters_of, peak_activations_of_part
 from supernet import SearchSpace, cost

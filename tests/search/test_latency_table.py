@@ -7,8 +7,8 @@ import json
 import pytest
 
 from search.correction import Correction, Crowding
-from search.exact import latency_limit
 from search.latency_table import Entry, LatencyTable, Protocol, RuntimeName, UnmeasuredBlock
+from search.limits import latency_limit
 from search.measure import Machine
 from search.parts import keys, numbers_of, parameters_of
 from supernet import cost, published_architecture

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from search.contributions import removal_contributions
-from search.exact import Limit, LimitsUnreachable, solve
+from search.exact import solve
+from search.limits import Limit, LimitsUnreachable
 from search.refining import neighbours_of, refined
 from supernet import Architecture, SearchSpace
 from tests.search.test_exact import SHAPES, drawn, every_architecture, priced, space
