@@ -74,7 +74,8 @@ class FrontierConfig(Record):
 class EvolutionConfig(Record):
     """Evolution through Optuna, and random search at equal cost: each scores `trials` architectures in all.
 
-    (Random search some more, where a net measures other than predicted and another latency is asked for.)
+    (Random search as many again where a net measures so much other than predicted that few of its own are close below
+    the latency that is asked for then.)
     `population` is the size of a generation. `storage` is the URL of a database that several machines share, each with
     a copy of one run folder that has its supernet and its table (null: a file in the run folder):
     postgresql+psycopg://user@host/name, with the extra `postgresql`. The run folder keeps the URL, so a password

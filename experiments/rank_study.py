@@ -142,7 +142,7 @@ class RankStudy:
 
     def train_variants(self) -> None:
         """Train the supernets of the ablation that are missing."""
-        self.variants.train(self.run)
+        self.variants.train()
 
     def score(self) -> None:
         """Score every architecture in every way; what was scored before is read."""

@@ -70,9 +70,12 @@ class Scorer:
         return self.known[key]
 
     def ahead(self, architectures: Sequence[Architecture]) -> None:
-        """Score those that are not known yet, several at once; their accuracies are kept in the order given."""
+        """Score those that are not known yet, several at once; their accuracies are kept in the order given.
+
+        A single one too has its share of the threads alone, so that its score is that of an uninterrupted search.
+        """
         left = list({net.digest: net for net in architectures if net.digest not in self.known}.values())
-        if self.at_once == 1 or len(left) < 2:
+        if self.at_once == 1:
             return
         models = [inherit(self.supernet, net) for net in left]
         for net, percent in zip(left, side_by_side(self.of, models, at_once=self.at_once), strict=True):

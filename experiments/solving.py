@@ -10,30 +10,29 @@ from typing import TYPE_CHECKING, Literal
 from experiments.artifacts import digest_of
 from experiments.console import counted
 from experiments.importances import importance_by
+from experiments.limits import further_limits
 from experiments.models import Job, Proofs, ProvenOptimum
 from experiments.run import Run
 from experiments.scoring import Scorer, search_scorer
 from search.baselines import random_architecture, uniform_scaling
 from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
-from search.exact import AnyLimit, Limit, Optimum, PartLimit, latency_limit
+from search.exact import Optimum
 from search.frontier import slim_frontier
 from search.importance import Importance, ImportanceKind
-from search.latency_table import LatencyTable
-from search.parts import macs_of, parameters_of, peak_activations_of_part
+from search.limits import AnyLimit, latency_limit
 from search.refining import refined
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
 from supernet import Architecture
-from supernet.schema import UserError, plain, save
+from supernet.schema import plain, save
 from train.randomness import generator_for
 
 if TYPE_CHECKING:
     from search.evolution import Scored  # which loads Optuna: half a second that other methods do not need
 
 EVOLUTION = "evolution.db"
-PROOFS = "exact.json"
-BYTES_A_NUMBER = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+PROOFS = "exact"  # its file without suffix, too
 Greedy = Literal["search", "frontier"]
 TRAJECTORIES: dict[Greedy, str] = {"search": "trajectory", "frontier": "trajectory-frontier"}
 """The methods that leave a trajectory, and its file without suffix."""
@@ -52,6 +51,7 @@ class Solver:
         self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
         self._importances: dict[ImportanceKind, Importance] = {}
         self._proven: list[ProvenOptimum] = []
+        self._random: dict[float, list[Scored]] = {}  # what random search has scored, by budget
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -120,32 +120,8 @@ class Solver:
 
     @cached_property
     def further_limits(self) -> list[AnyLimit]:
-        """What the config asks for besides milliseconds here. Raises `UserError` for a table that does not fit."""
-        config, limits = self.run.experiment.search.limits, list[AnyLimit]()
-        if config is None:
-            return limits
-        if config.parameters is not None:
-            limits.append(Limit("parameters", parameters_of, config.parameters))
-        if config.macs is not None:
-            limits.append(Limit("MACs", macs_of, config.macs))
-        if config.peak_activation_mb is not None:
-            megabytes = BYTES_A_NUMBER[self.run.precision] / 1e6
-            limits.append(
-                PartLimit(
-                    "MB of activations at once",
-                    lambda key: peak_activations_of_part(key) * megabytes,
-                    config.peak_activation_mb,
-                )
-            )
-        for device in config.devices:
-            table = LatencyTable.load(device.table)
-            for net in (self.run.runnable_space.largest, self.run.runnable_space.smallest):
-                table.latency_ms(net)  # a table of another space is refused before anything is scored
-            if table.left_out:
-                left_out = ", ".join(f"stage {one.stage} without {one.candidate}" for one in table.left_out)
-                raise UserError(f"search.limits.devices: {device.table} has {left_out}; leave that out of the space")
-            limits.append(latency_limit(table, device.at_most_ms, name=f"ms by {device.table}"))
-        return limits
+        """What the config asks for besides milliseconds here."""
+        return further_limits(self.run)
 
     def exact(self, job: Job, asked_ms: float) -> Architecture:
         """The best-scored architecture within the latency and all limits that the integer program leads to."""
@@ -168,12 +144,13 @@ class Solver:
 
         return refined(space, self.contributions, score=self.scorer, limits=limits, scored=self.scored, proven=proven)
 
-    def save_proofs(self) -> list[Path]:
+    def save_proofs(self, *, suffix: str = "") -> list[Path]:
         """Write what the integer programs were solved to, if there were any; the file."""
         if not self._proven:
             return []
-        save(Proofs(programs=tuple(self._proven)), self.run.path / PROOFS)
-        return [self.run.path / PROOFS]
+        path = self.run.path / f"{PROOFS}{suffix}.json"
+        save(Proofs(programs=tuple(self._proven)), path)
+        return [path]
 
     @cached_property
     def evolved(self) -> list[Scored]:
@@ -203,23 +180,27 @@ class Solver:
     def random_searched(self, job: Job, asked_ms: float) -> Architecture:
         """The best-scored of random architectures close below what is asked.
 
-        They come from one stream a budget, so that another question about the same budget scores only those that the
-        last one did not.
+        Another question about the same budget is answered from those that were scored for it, as evolution answers
+        it, as long as half of them are close below what is asked now; if not, as many are scored again.
         """
-        from search.evolution import best_within, random_search
+        from search.evolution import TOLERANCE, best_within, random_search
 
         run = self.run
-        with run.screen.bar(f"random search for {job.budget_ms:g} ms") as advance:
-            scored = random_search(
-                run.runnable_space,
-                table=run.table,
-                score=self.scorer,
-                budget_ms=asked_ms,
-                trials=max(1, run.experiment.search.evolution.trials // len(run.budgets_ms)),
-                generator=generator_for(run.experiment.seeds.search, "random search", f"{job.budget_ms:g}"),
-                progress=counted(advance),
-            )
-        return best_within(scored, asked_ms)
+        trials = max(1, run.experiment.search.evolution.trials // len(run.budgets_ms))
+        known = self._random.setdefault(job.budget_ms, [])
+        close = [found for found in known if (1 - TOLERANCE) * asked_ms <= found.latency_ms <= asked_ms]
+        if 2 * len(close) < trials:
+            with run.screen.bar(f"random search for {job.budget_ms:g} ms") as advance:
+                known += random_search(
+                    run.runnable_space,
+                    table=run.table,
+                    score=self.scorer,
+                    budget_ms=asked_ms,
+                    trials=trials,
+                    generator=generator_for(run.experiment.seeds.search, "random search", f"{job.budget_ms:g}"),
+                    progress=counted(advance),
+                )
+        return best_within(known, asked_ms)
 
     def method(self, job: Job) -> Callable[[float], Architecture]:
         """`solve(asked_ms) -> Architecture` for a job's method."""

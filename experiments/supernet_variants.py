@@ -24,12 +24,12 @@ class SupernetVariants:
     """
 
     def __init__(self, config: RankConfig, run: Run, folder: StudyFolder) -> None:
-        self.folder = folder
-        self.runs = {name: self._run(run, name, overrides) for name, overrides in config.variants.items()}
+        self.run, self.folder = run, folder
+        self.runs = {name: self._variant(name, overrides) for name, overrides in config.variants.items()}
         self._scorers: dict[str, Scorers] = {}
 
-    def _run(self, run: Run, name: str, overrides: tuple[str, ...]) -> Run:
-        source = f"rank.variants.{name}"
+    def _variant(self, name: str, overrides: tuple[str, ...]) -> Run:
+        run, source = self.run, f"rank.variants.{name}"
         for override in overrides:
             if not override.startswith(FIELDS):
                 raise UserError(f"{source}: {override}: only fields of supernet and seeds.supernet can be changed")
@@ -40,13 +40,13 @@ class SupernetVariants:
         variant.space, variant.table = run.space, run.table
         return variant
 
-    def train(self, run: Run) -> None:
-        """Train the supernets that are missing; an interrupted one goes on. The images are those of `run`."""
+    def train(self) -> None:
+        """Train the supernets that are missing; an interrupted one goes on."""
         for number, (name, variant) in enumerate(self.runs.items(), start=1):
-            variant.data = run.data
-            if (variant.path / IMPORTANCE_FILES["alpha"]).exists():
+            if name in self.trained:
                 continue
-            run.screen.line(f"supernet {number} of {len(self.runs)} variants: {name}")
+            self.run.screen.line(f"supernet {number} of {len(self.runs)} variants: {name}")
+            variant.data = self.run.data
             variant.path.mkdir(parents=True, exist_ok=True)
             train_supernet_stage(variant)
             clear_checkpoint("supernet", variant.path)
@@ -62,6 +62,7 @@ class SupernetVariants:
         for name in self.trained:
             run = self.runs[name]
             if name not in self._scorers:
+                run.data = self.run.data
                 self._scorers[name] = Scorers(run, run.path / "scores" / key)
             scorers = self._scorers[name]
             held_out = scorers.held_out(architecture)

@@ -27,6 +27,7 @@ from supernet.candidate import Candidate
 SamplerName = Literal["nsga2", "nsga3", "tpe"]
 GIVEN = "given"  # the trial's attribute that says which of the first ones it is
 DRAWS_A_NET = 200  # of random search, for each net that it scores
+TOLERANCE = 0.05  # how far below the budget the nets of random search are, as a share of it
 
 
 class Scored(NamedTuple):
@@ -177,7 +178,7 @@ def random_search(
     budget_ms: float,
     trials: int,
     generator: torch.Generator,
-    tolerance: float = 0.05,
+    tolerance: float = TOLERANCE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Scored]:
     """Score `trials` different random architectures predicted within `tolerance` below the budget.

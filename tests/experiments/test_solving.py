@@ -16,7 +16,7 @@ from experiments.models import Job, Proofs
 from experiments.run import Run
 from experiments.solving import Solver, architecture_path
 from search.correction import Correction
-from search.exact import LimitsUnreachable
+from search.limits import LimitsUnreachable
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, cost
 from supernet.activation_memory import peak_activations
@@ -78,6 +78,18 @@ def test_random_baselines_of_two_budgets_are_drawn_apart(run: Run) -> None:
     solvers = [Solver(run).method(Job(method="random", budget_ms=budget_ms)) for budget_ms in (1.0, 2.0, 3.0, 4.0)]
     drawn = [{solve(share * largest_ms).digest for solve in solvers} for share in (0.5, 0.6, 0.7, 0.8, 0.9)]
     assert max(len(digests) for digests in drawn) > 1
+
+
+def test_random_search_answers_nearly_the_same_question_from_what_it_has_scored(run: Run) -> None:
+    solver, job = Solver(run), Job(method="random_search", budget_ms=1.0)
+    largest_ms = run.table.latency_ms(run.space.largest)
+    first = solver.random_searched(job, 0.8 * largest_ms)
+    scored = set(solver.scorer.known)
+    again = solver.random_searched(job, 0.8001 * largest_ms)
+    assert (again, set(solver.scorer.known)) == (first, scored)
+    lower = solver.random_searched(job, 0.5 * largest_ms)
+    assert run.table.latency_ms(lower) <= 0.5 * largest_ms
+    assert set(solver.scorer.known) > scored
 
 
 @pytest.mark.parametrize("method", ["search", "frontier", "exact", "evolution", "random_search", "uniform"])
