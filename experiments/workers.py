@@ -12,10 +12,10 @@ import signal
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue, SimpleQueue
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -28,6 +28,9 @@ from experiments.retraining import retrain_found
 from experiments.run import Run
 from supernet import UserError
 from train.loop import Progress
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 REPORT_SECONDS = 0.5
 
@@ -77,7 +80,7 @@ def train_at_once(
     `UserError` for a mistake in one of them, or a process that was killed; the others are then stopped. What was
     stopped goes on from its checkpoint, with the same result.
     """
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    context = _context()
     waiting: SimpleQueue[int | None] = context.SimpleQueue()  # of numbers: its pipe holds thousands of them
     reports: Queue[Report[TaskT]] = context.Queue()
     for number in (*range(len(tasks)), *[None] * processes):
@@ -96,7 +99,19 @@ def train_at_once(
             worker.join()
 
 
-def _start(workers: Sequence[SpawnProcess]) -> None:
+def _context() -> ForkServerContext | SpawnContext:
+    """How processes begin: as copies of one that has imported everything and computed nothing, where there are copies.
+
+    Not as copies of this one, because torch's threads do not survive a fork. To import everything takes seconds.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _start(workers: Sequence[BaseProcess]) -> None:
     """Start processes that Ctrl-C does not reach, from their first moment on: the run ends them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -106,7 +121,7 @@ def _start(workers: Sequence[SpawnProcess]) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _follow(workers: Sequence[SpawnProcess], reports: Queue[Report[Any]], tell: Callable[[Report[Any]], None]) -> None:
+def _follow(workers: Sequence[BaseProcess], reports: Queue[Report[Any]], tell: Callable[[Report[Any]], None]) -> None:
     """Pass on how far the trainings are, until all processes have ended."""
     while any(worker.is_alive() for worker in workers) or not reports.empty():
         _check(workers)
@@ -120,7 +135,7 @@ def _follow(workers: Sequence[SpawnProcess], reports: Queue[Report[Any]], tell: 
     _check(workers)
 
 
-def _check(workers: Sequence[SpawnProcess]) -> None:
+def _check(workers: Sequence[BaseProcess]) -> None:
     """Raise `UserError` if a process has ended badly."""
     for worker in workers:
         if worker.exitcode:

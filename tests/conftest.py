@@ -11,13 +11,10 @@ import torch
 from PIL import Image
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Nets this small are slower on two threads, and much slower where others use the cores too."""
-    before = torch.get_num_threads()
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Nets this small are slower on two threads, and much slower where others use the cores too; a run sets its own."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

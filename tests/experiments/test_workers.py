@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from experiments import stages, workers
 from experiments.models import found
@@ -54,8 +55,9 @@ def test_so_many_models_are_retrained_at_once(
 
 @pytest.mark.parametrize("setting", ["threads=1", "processes=1"])
 def test_one_thread_or_one_process_trains_one_model_after_the_other(
-    copied: Path, slimformer: Slimformer, at_once: list[int], setting: str
+    copied: Path, slimformer: Slimformer, at_once: list[int], setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # two wait for each other beside other tests
     assert slimformer("retrain", copied, "--redo", "--set", "threads=2", "--set", setting).code == 0
     assert at_once == []
 

@@ -7,7 +7,7 @@ import torch
 
 from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
 from supernet.block_types import MB3D, MB4D, Conv, Identity, SeparableConv
-from supernet.cost import cost
+from supernet.cost import cost, cost_of_model
 from supernet.metaformer import MetaFormer
 from supernet.model_zoo import published_architecture
 from supernet.space import SearchSpace
@@ -28,6 +28,7 @@ def net(*blocks: MB4D | MB3D | SeparableConv | Conv | Identity) -> Architecture:
 
 
 BARE = cost(net())
+TOKENS = MB3D(heads=2, key_channels=4, value_channels=6, mlp_channels=20)
 
 
 def test_stem_downsampling_and_head_are_counted_exactly() -> None:
@@ -88,3 +89,11 @@ def test_the_smallest_architecture_costs_less_than_the_largest(space: SearchSpac
     small, large = cost(space.smallest), cost(space.largest)
     assert 0 < small.parameters < large.parameters
     assert 0 < small.macs < large.macs
+
+
+def test_equal_blocks_in_a_row_are_counted_as_often_as_they_are_there() -> None:
+    small, large = MB4D(mlp_channels=8), MB4D(mlp_channels=20)
+    architecture = net(small, small, large, large, large, Identity(), small, TOKENS, TOKENS)
+    with torch.device("meta"):
+        model = MetaFormer(architecture).eval()
+        assert cost(architecture) == cost_of_model(model, torch.empty(1, *architecture.input_shape))
