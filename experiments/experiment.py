@@ -41,7 +41,8 @@ class TableConfig(Record):
     (of fewer where the stage is not that deep).
     After the rounds, nets are measured on until the standard error of every entry, and of every whole net, is at most
     `standard_error_percent` of it (of an entry also a tenth of that of the largest net). `most_minutes` after the
-    beginning all that ends, the first rounds too, and what is not known as well is marked.
+    beginning all that ends, the first rounds too, and what is not known as well is marked; where nets take long to
+    build it ends later, because half of these minutes are for measuring.
     `audit_nets` random whole nets are measured against their predictions. `bundle` is the folder of a bundle that was
     measured on another device (`slimformer table --bundle`): the table, and all latencies of the run, are that one's.
     """

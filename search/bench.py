@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +26,8 @@ Timed = Skeleton | Architecture
 class Bench:
     """What all measurements of one table have in common; `built` keeps nets that are measured on, a chunk of them.
 
-    So many `processes` build nets; measuring, there is this one alone, until `until_ns` by the clock if it can be.
+    So many `processes` build nets; measuring, there is this one alone. It ends, if it can, `most_ns` after the bench
+    was made; where nets take long to build it ends later, because half of `most_ns` is for measuring.
     """
 
     runtime: Runtime
@@ -35,11 +36,21 @@ class Bench:
     warmup: int
     generator: torch.Generator
     clock: Clock
-    until_ns: float
+    most_ns: float
     processes: int = 1
+    began_ns: float = field(init=False)
+    building_ns: float = field(default=0.0, init=False)
     built: dict[Timed, Net] = field(default_factory=dict)
     kept_bytes: int = 0
     chunk_bytes: float = field(default_factory=lambda: max(CHUNK_BYTES, CHUNK_OF_MEMORY * machine().memory_gb * 2**30))
+
+    def __post_init__(self) -> None:
+        self.began_ns = self.clock()
+
+    @property
+    def until_ns(self) -> float:
+        """When measuring shall have ended, by the clock; later after more has been built."""
+        return self.began_ns + max(self.most_ns, self.building_ns + self.most_ns / 2)
 
     def measure(self, todo: Sequence[Timed], progress: Progress | None = None) -> tuple[dict[Timed, Timing], Rounds]:
         """Time nets in chunks that fit into memory; the first net is in every chunk and links their speeds.
@@ -74,12 +85,19 @@ class Bench:
         """Build each net and say whether the runtime refuses it; what it takes is kept for the measurement."""
         made = building(nets, self.runtime, batch_size=self.batch_size, processes=self.processes)
         for net, make in zip(nets, made, strict=True):
+            error = None
             try:
-                self._keep(net, make())
-            except CannotBuild as error:
-                yield net, error
-            else:
-                yield net, None
+                self._keep(net, self._timed(make))
+            except CannotBuild as refused:
+                error = refused
+            yield net, error
+
+    def _timed(self, make: Callable[[], Built]) -> Built:
+        began_ns = self.clock()
+        try:
+            return make()
+        finally:
+            self.building_ns += self.clock() - began_ns
 
     def _keep(self, net: Timed, built: Built) -> None:
         if len(self.built) < CHUNK_NETS and self.kept_bytes + built.size_bytes <= self.chunk_bytes:
@@ -99,7 +117,7 @@ class Bench:
                     if net in self.built:
                         nets[net] = self.built[net]
                         continue
-                    built = next(made)()
+                    built = self._timed(lambda: next(made)())
                     nets[net] = built.net
                     loaded += built.size_bytes
                     self._keep(net, built)

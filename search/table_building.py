@@ -94,17 +94,17 @@ def build_table(
     transition between two stages. After the rounds, entries whose standard error is above `standard_error_percent` of
     them (and above a tenth of that of the largest net) are measured on, and the whole nets with them, for as many
     rounds again, until there are none and the whole nets are known to as much. Once `most_seconds` have passed since
-    the beginning there are no more rounds, the first `search.measure.HURRIED_ROUNDS` aside; a tenth of that is added
-    for what came out at or below zero. `seed` orders the nets, `processes` build them. `whole_nets` is asked for nets
-    of the space without the candidates that the runtime cannot build (`LatencyTable.left_out`). `progress` is called
-    with (steps done, steps), first one step a block that is tried, then one a net built and one a round and net; each
-    time that nets are measured on, it begins anew.
+    the beginning, at least half of them with measuring, there are no more rounds, the first
+    `search.measure.HURRIED_ROUNDS` aside; a tenth of that is added for what came out at or below zero. `seed`
+    orders the nets, `processes` build them. `whole_nets` is asked for nets of the space without the candidates that
+    the runtime cannot build (`LatencyTable.left_out`). `progress` is called with (steps done, steps), first one
+    step a block that is tried, then one a net built and one a round and net; each time that nets are measured on,
+    it begins anew.
 
     Raises `UserError`, with the runtime's words, if it cannot build what the space cannot do without.
     """
     generator = torch.Generator().manual_seed(seed)
-    until = clock() + 1e9 * most_seconds
-    bench = Bench(runtime, batch_size, rounds, warmup, generator, clock, until, processes)
+    bench = Bench(runtime, batch_size, rounds, warmup, generator, clock, 1e9 * most_seconds, processes)
     left_out = _refused(space, bench, progress)
     space = _without(space, left_out)
     found = _Recipes.of(space, copies=copies, pairs=pairs)
@@ -112,14 +112,14 @@ def build_table(
     wholes = list(dict.fromkeys(whole_nets(space)))
     timings, seen = bench.measure([*skeletons, *wholes], progress)
     goal = standard_error_percent / 100
-    while clock() < until:
+    while clock() < bench.until_ns:
         loose = _loose(measured, _solve(measured, timings), goal, space)
         if not loose and all(timings[net].standard_error_ms <= goal * timings[net].median_ms for net in wholes):
             break
         nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *wholes]
         seen = _measure_on(timings, seen, nets, bench, progress)
     values = _with_unsettled(found, _solve(measured, timings), goal, space)
-    values |= _settle(measured, values, replace(bench, until_ns=clock() + 1e8 * most_seconds))
+    values |= _settle(measured, values, replace(bench, most_ns=1e8 * most_seconds))
     condition = Condition(
         runtime=RuntimeName(name=runtime.name, version=runtime.version),
         precision=runtime.precision,

@@ -322,6 +322,19 @@ def test_when_time_is_short_there_are_fewer_rounds_and_the_table_says_how_many()
         assert seen[-1][0] == seen[-1][1]
 
 
+def test_where_nets_take_long_to_build_half_of_the_time_is_left_for_measuring():
+    class Slow(AdditiveDevice):
+        def build(self, module, input_shape):
+            self.now_ns += 10 * ten.now_ns
+            return super().build(module, input_shape)
+
+    searched = space(tokens=False)
+    ten = AdditiveDevice()
+    table_of(ten, searched, rounds=10, most_seconds=1e6)
+    for share, rounds in ((0.2, HURRIED_ROUNDS), (2.2, 10)):
+        assert table_of(Slow(), searched, rounds=10, most_seconds=share * ten.now_ns / 1e9).protocol.rounds == rounds
+
+
 def test_the_table_states_its_condition():
     table = table_of(AdditiveDevice(threads=3), space(), batch_size=2, rounds=4, copies=2, seed=5)
     assert (table.runtime.name, table.threads, table.batch_size, table.resolution_px) == ("additive", 3, 2, (16, 16))
