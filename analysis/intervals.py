@@ -13,15 +13,17 @@ Bounds = tuple[float, float]
 
 def t_interval(values: Sequence[float]) -> Bounds | None:
     """The 95 % interval of the mean of independent values; None with fewer than two."""
-    if len(values) < 2:
-        return None
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - reach, float(np.mean(values)) + reach
+    return strata_interval([[values]])
 
 
 def paired_interval(first: Sequence[float], second: Sequence[float]) -> Bounds | None:
     """The 95 % interval of the mean of first - second, pair by pair."""
-    return t_interval([a - b for a, b in zip(first, second, strict=True)])
+    return t_interval(paired(first, second))
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """The differences first - second, pair by pair."""
+    return [a - b for a, b in zip(first, second, strict=True)]
 
 
 def welch_interval(first: Sequence[float], second: Sequence[float]) -> Bounds | None:
@@ -29,15 +31,26 @@ def welch_interval(first: Sequence[float], second: Sequence[float]) -> Bounds | 
 
     Degrees of freedom are Welch and Satterthwaite's.
     """
-    if min(len(first), len(second)) < 2:
+    return strata_interval([[first, second]])
+
+
+def strata_interval(strata: Sequence[Sequence[Sequence[float]]]) -> Bounds | None:
+    """The 95 % interval of a mean over strata that are given, not drawn: only what varies within them counts.
+
+    Each stratum is one sample, for its mean, or two, for the mean of the first minus that of the second; None if a
+    sample has fewer than two values. Degrees of freedom are Welch and Satterthwaite's over all samples: of one stratum
+    this is Student's or Welch's interval.
+    """
+    samples = [sample for stratum in strata for sample in stratum]
+    if not samples or min(len(sample) for sample in samples) < 2:
         return None
-    difference = float(np.mean(first)) - float(np.mean(second))
-    errors = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
+    middle = float(np.mean([np.mean(first) - (np.mean(rest[0]) if rest else 0.0) for first, *rest in strata]))
+    errors = [float(np.var(sample, ddof=1)) / len(sample) for sample in samples]
     if sum(errors) == 0:
-        return difference, difference
-    freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (first, second), strict=True))
-    reach = float(stats.t.ppf(0.975, freedom)) * math.sqrt(sum(errors))
-    return difference - reach, difference + reach
+        return middle, middle
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(sample) - 1) for e, sample in zip(errors, samples, strict=True))
+    reach = float(stats.t.ppf(0.975, freedom)) * math.sqrt(sum(errors)) / len(strata)
+    return middle - reach, middle + reach
 
 
 def widest(bounds: Mapping[str, Bounds | None]) -> tuple[Bounds | None, str | None]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from analysis.intervals import paired_interval, t_interval, welch_interval, widest
+from analysis.intervals import paired, strata_interval, t_interval, widest
 from experiments.artifacts import Environment
 from experiments.experiment import Method
 from experiments.external_nets import ExternalName, ExternalNet
@@ -19,6 +19,7 @@ from search.delivery import Delivery
 from supernet.schema import Record
 from train.retraining import RetrainConfig
 
+REFERENCE: Method = "random_search"  # at equal cost
 EXTERNAL_METHOD = "timm:"  # what begins the name of a method that takes one of timm's models
 
 Interval = tuple[float, float]
@@ -123,8 +124,31 @@ class MethodResult(Record):
     nets: tuple[StudiedNet, ...]
 
 
+class Difference(Record):
+    """A method minus another in points, the mean over budgets, with its interval and how that was made (`by`)."""
+
+    budgets_ms: tuple[float, ...]
+    mean: float
+    interval_95: Interval | None
+    by: str | None
+
+
+class OverallResult(Record):
+    """A method over all budgets that it reached, each counting alike: its mean, and `against` others by their name.
+
+    Budgets are given, not drawn: only searches and retrainings vary, and the interval is the widest that these allow.
+    """
+
+    method: Method | ExternalMethod
+    budgets_ms: tuple[float, ...]
+    mean: float
+    against: dict[str, Difference]
+
+
 class CompareRecord(Record):
     """`study.json`: methods against each other; `missing` of its `trainings` are still to do."""
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"overall"})
 
     schema_version: Literal[1] = 1
     study: str
@@ -140,6 +164,7 @@ class CompareRecord(Record):
     speed: float | None
     environment: Environment
     results: tuple[MethodResult, ...]
+    overall: tuple[OverallResult, ...] = ()
 
 
 def method_result(
@@ -160,7 +185,7 @@ def method_result(
     runs = [percent for net in nets for percent in net.accuracy_percent.values()]
     whole = by_search_seed(nets, retrain_seeds)
     interval, by = interval_of(whole)
-    difference, bounds, how = (None, None, None) if reference is None else difference_of(whole, reference)
+    difference, bounds, how = (None, None, None) if reference is None else difference_of([(whole, reference)])
     trainings = {(net.digest, int(seed)) for net in nets for seed in net.accuracy_percent}
     seconds = sum(each.seconds for each in found)
     wanted = len(search_seeds) * len(retrain_seeds)
@@ -210,20 +235,57 @@ def interval_of(whole: Whole) -> tuple[Interval | None, str | None]:
     )
 
 
-def difference_of(whole: Whole, reference: Whole) -> tuple[float | None, Interval | None, str | None]:
-    """The mean of one method minus that of another, its interval, and how that was made: the widest that can be."""
-    if not whole or not reference:
+def difference_of(pairs: Sequence[tuple[Whole, Whole]]) -> tuple[float | None, Interval | None, str | None]:
+    """One method minus another, a pair a budget: the mean over budgets, its interval, and how that was made.
+
+    The interval is the widest that can be made. Budgets are given, not drawn: only seeds vary.
+    """
+    if not pairs or not all(whole and reference for whole, reference in pairs):
         return None, None, None
-    searches, others = _of_searches(whole), _of_searches(reference)
-    intervals = {"paired t over retraining seeds": paired_interval(_of_retrainings(whole), _of_retrainings(reference))}
-    if whole.keys() == reference.keys():
-        intervals["paired t over search seeds"] = paired_interval(searches, others)
-    elif len(whole) == 1:  # without randomness: what varies is its retraining, and the other's search
-        intervals["Welch's t, retraining seeds against search seeds"] = welch_interval(_of_retrainings(whole), others)
-    else:
-        intervals["Welch's t over search seeds"] = welch_interval(searches, others)
+    retrained = [[paired(_of_retrainings(whole), _of_retrainings(reference))] for whole, reference in pairs]
+    intervals = {"paired t over retraining seeds": strata_interval(retrained)}
+    if all(whole.keys() == reference.keys() for whole, reference in pairs):
+        searched = [[paired(_of_searches(whole), _of_searches(reference))] for whole, reference in pairs]
+        intervals["paired t over search seeds"] = strata_interval(searched)
+    else:  # without randomness, what varies is retraining
+        either = [[_of_searches_or_retrainings(each) for each in pair] for pair in pairs]
+        one = any(len(each) == 1 for pair in pairs for each in pair)
+        name = "Welch's t, retraining seeds against search seeds" if one else "Welch's t over search seeds"
+        intervals[name] = strata_interval(either)
     interval, by = widest(intervals)
-    return float(np.mean(searches)) - float(np.mean(others)), interval, by
+    between = [float(np.mean(_of_searches(whole))) - float(np.mean(_of_searches(other))) for whole, other in pairs]
+    return float(np.mean(between)), interval, by
+
+
+def overall(results: Sequence[MethodResult]) -> tuple[OverallResult, ...]:
+    """Every method over the budgets that it reached, against random search and uniform scaling at the same budgets."""
+    wholes: dict[str, dict[float, Whole]] = {}
+    for result in results:
+        whole = by_search_seed(result.nets, result.retrain_seeds)
+        if whole:
+            wholes.setdefault(result.method, {})[result.budget_ms] = whole
+    found = []
+    for method, by_budget in wholes.items():
+        against = {
+            other: _against(by_budget, wholes[other])
+            for other in (REFERENCE, "uniform")
+            if other != method and other in wholes
+        }
+        found.append(
+            OverallResult(
+                method=method,
+                budgets_ms=tuple(by_budget),
+                mean=float(np.mean([np.mean(_of_searches(whole)) for whole in by_budget.values()])),
+                against={other: difference for other, difference in against.items() if difference is not None},
+            )
+        )
+    return tuple(found)
+
+
+def _against(by_budget: Mapping[float, Whole], other: Mapping[float, Whole]) -> Difference | None:
+    common = tuple(budget for budget in by_budget if budget in other)
+    mean, interval, by = difference_of([(by_budget[budget], other[budget]) for budget in common])
+    return None if mean is None else Difference(budgets_ms=common, mean=mean, interval_95=interval, by=by)
 
 
 def _of_searches(whole: Whole) -> list[float]:
@@ -234,3 +296,8 @@ def _of_searches(whole: Whole) -> list[float]:
 def _of_retrainings(whole: Whole) -> list[float]:
     """For each retraining seed the mean over searches."""
     return [float(np.mean(percents)) for percents in zip(*whole.values(), strict=True)]
+
+
+def _of_searches_or_retrainings(whole: Whole) -> list[float]:
+    """The mean of each search, or of the only one its retrainings."""
+    return _of_searches(whole) if len(whole) > 1 else _of_retrainings(whole)

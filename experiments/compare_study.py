@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.artifacts import digest_of
 from experiments.compare_record import (
+    REFERENCE,
     CompareRecord,
     FoundNet,
     MeasuredNet,
@@ -17,6 +18,7 @@ from experiments.compare_record import (
     Whole,
     by_search_seed,
     method_result,
+    overall,
 )
 from experiments.experiment import Method
 from experiments.external_nets import ExternalNet
@@ -33,7 +35,6 @@ from supernet.schema import load, plain, save
 from train.randomness import generator_for
 
 WITHOUT_RANDOMNESS: tuple[Method, ...] = ("search", "frontier", "exact", "uniform")
-REFERENCE: Method = "random_search"
 
 
 class CompareStudy:
@@ -179,6 +180,21 @@ class CompareStudy:
         nets = self._studied(found, results, measured)
         means = {key: by_search_seed(studied, self.config.retrain_seeds) for key, studied in nets.items()}
         references = {budget_ms: whole for (method, budget_ms), whole in means.items() if method == REFERENCE}
+        ours = tuple(
+            method_result(
+                method,
+                budget_ms,
+                search_seeds=self.seeds_of(method),
+                retrain_seeds=self.config.retrain_seeds,
+                found=[each for job, _, each in found if (job.method, job.budget_ms) == (method, budget_ms) and each],
+                nets=nets[method, budget_ms],
+                results=results,
+                reference=references.get(budget_ms) if method != REFERENCE else None,
+            )
+            for budget_ms in self.run.budgets_ms
+            for method in self.config.methods
+        )
+        every = ours + self._external_results(results, measured, references)
         return CompareRecord(
             study=self.study.name,
             experiment=self.run.experiment.name,
@@ -192,23 +208,8 @@ class CompareStudy:
             searches_missing=sum(each is None for _, _, each in found) + self.external.missing,
             speed=None if measured is None else measured.speed,
             environment=self.run.environment,
-            results=tuple(
-                method_result(
-                    method,
-                    budget_ms,
-                    search_seeds=self.seeds_of(method),
-                    retrain_seeds=self.config.retrain_seeds,
-                    found=[
-                        each for job, _, each in found if (job.method, job.budget_ms) == (method, budget_ms) and each
-                    ],
-                    nets=nets[method, budget_ms],
-                    results=results,
-                    reference=references.get(budget_ms) if method != REFERENCE else None,
-                )
-                for budget_ms in self.run.budgets_ms
-                for method in self.config.methods
-            )
-            + self._external_results(results, measured, references),
+            results=every,
+            overall=overall(every),
         )
 
     def _studied(

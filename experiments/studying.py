@@ -12,7 +12,7 @@ import torch
 
 from analysis.study_plot import scorer_text, write_study_figures
 from analysis.wording import method_text
-from experiments.compare_record import CompareRecord
+from experiments.compare_record import REFERENCE, CompareRecord
 from experiments.compare_study import CompareStudy
 from experiments.console import Advance
 from experiments.locking import LOCK, held
@@ -114,6 +114,7 @@ class OpenStudy:
         if self.compare is not None:
             compared = self.compare.record()
             screen.table(f"Test accuracy, {compared.trainings - compared.missing} trainings", *compare_table(compared))
+            screen.table("Mean over the budgets", *overall_table(compared))
         left = sum(trained(task) is None for task in self.trainings)
         if left:
             screen.line(f"{left} trainings are missing; run the same command again to go on")
@@ -180,6 +181,19 @@ def compare_table(record: CompareRecord) -> tuple[list[str], list[list[str]]]:
         ]
         for found in record.results
     ]
+    return header, rows
+
+
+def overall_table(record: CompareRecord) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a method, the most accurate last."""
+    header = ["method", "budgets", "mean %", "to random search", "95 %", "to uniform scaling", "95 %"]
+    rows = []
+    for found in sorted(record.overall, key=lambda each: each.mean):
+        row = [method_text(found.method), str(len(found.budgets_ms)), _two(found.mean)]
+        for other in (REFERENCE, "uniform"):
+            difference = found.against.get(other)
+            row += ["", ""] if difference is None else [f"{difference.mean:+.2f}", _range(difference.interval_95)]
+        rows.append(row)
     return header, rows
 
 

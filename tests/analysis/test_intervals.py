@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from analysis.intervals import paired_interval, t_interval, welch_interval, widest
+from analysis.intervals import paired_interval, strata_interval, t_interval, welch_interval, widest
 
 FIRST, SECOND = [80.1, 80.9, 81.4], [79.0, 80.2, 79.9]
 
@@ -35,3 +35,14 @@ def test_one_value_has_no_interval() -> None:
 def test_the_widest_interval_is_named() -> None:
     assert widest({"a": (0.0, 1.0), "b": None, "c": (-1.0, 0.5)}) == ((-1.0, 0.5), "c")
     assert widest({"b": None}) == (None, None)
+
+
+def test_strata_are_averaged_and_their_differences_are_no_noise() -> None:
+    shifted = [value + 10 for value in FIRST]
+    assert strata_interval([[FIRST, SECOND]]) == welch_interval(FIRST, SECOND)
+    low, high = strata_interval([[FIRST], [shifted]])
+    assert (low + high) / 2 == pytest.approx(sum(FIRST) / 3 + 5)
+    freedom, error = 4, stats.sem(FIRST) / 2**0.5  # two samples of equal spread
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * error)
+    assert strata_interval([[FIRST], [[80.0]]]) is None
+    assert strata_interval([]) is None

@@ -229,6 +229,13 @@ def test_a_comparison_delivers_and_trains_what_is_shared_once(
             low, high = result["difference_interval_95"]
             assert low <= result["difference_to_random"] <= high
             assert "seeds" in result["difference_by"]
+    means = {each["method"]: each for each in found["overall"]}
+    assert means.keys() == results.keys()
+    against = means["search"]["against"]
+    assert against["random_search"]["mean"] == pytest.approx(results["search"]["difference_to_random"])
+    assert against["random_search"]["interval_95"] == pytest.approx(results["search"]["difference_interval_95"])
+    assert against["uniform"]["mean"] == pytest.approx(results["search"]["mean"] - results["uniform"]["mean"])
+    assert "Mean over the budgets" in outcome.out
     assert (out / "study.svg").exists()
     trained_nets.clear()
     again = slimformer("study", tmp_path / "study.yaml", "--out", out)
