@@ -13,7 +13,7 @@ ROOMS := supernet search train experiments analysis
 help: ## say what can be made
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-quickstart: $(VENV)/installed ## install, then run the whole line on 1,797 digits (4 minutes) and say where the report is
+quickstart: $(VENV)/installed ## install, then run the whole line on 1,797 digits (3 minutes; 8 on a noisy machine) and say where the report is
 	$(BIN)/slimformer quickstart
 
 test: $(VENV)/installed-test ## install, then run the tests

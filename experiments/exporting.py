@@ -131,7 +131,7 @@ def _within_budget(run: Run, nets: DeliveredNets, solver: Solver, model: FoundMo
         return _record(run, job, latency, predicted_ms=predicted_ms, tries=tries)
     while latency.timing.median_ms > job.budget_ms and tries < MOST_TRIES:
         measured_ms = latency.timing.median_ms
-        run.screen.line(f"  {job.name}: measures {measured_ms:.3f} ms, over its budget; slimming on")
+        run.screen.line(f"  {job.name}: measures {measured_ms:.4g} ms, over its {job.budget_ms:g} ms; slimming on")
         ratio = measured_ms / predicted_ms
         ask_ms = min(job.budget_ms * (1 - run.experiment.search.margin) / ratio, predicted_ms * (1 - 1e-6))
         try:
