@@ -53,6 +53,16 @@ def strata_interval(strata: Sequence[Sequence[Sequence[float]]]) -> Bounds | Non
     return middle - reach, middle + reach
 
 
+def together(strata: Sequence[Sequence[Sequence[float]]]) -> Bounds | None:
+    """The same where the values of one place, those of one seed, go together in all strata: of their means over strata.
+
+    None where the strata have samples of different lengths.
+    """
+    if not strata or len({tuple(len(sample) for sample in stratum) for stratum in strata}) > 1:
+        return None
+    return strata_interval([[np.mean(samples, axis=0).tolist() for samples in zip(*strata, strict=True)]])
+
+
 def widest(bounds: Mapping[str, Bounds | None]) -> tuple[Bounds | None, str | None]:
     """The widest of several intervals and its name, those that are None left out."""
     known = {name: interval for name, interval in bounds.items() if interval is not None}

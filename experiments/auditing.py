@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +13,11 @@ from experiments.artifacts import Environment
 from experiments.console import Screen, counted
 from experiments.run import Run
 from search.correction import fit_correction
-from search.isolated import isolated_ms
+from search.isolated import isolated_ms, isolated_nets
 from search.latency_audit import LatencyErrors, LatencyPair, corrected, errors, pair_of
 from search.latency_table import LatencyTable
-from search.parts import keys
+from search.net_building import CannotBuild
+from search.parts import LatencyKey, keys
 from supernet import Architecture, SearchSpace, cost
 from supernet.schema import save
 from train.randomness import generator_for
@@ -37,8 +38,9 @@ class AuditRecord(PredictorErrors):
     `slowdown` times what it took when the table was measured, which is divided out; `recalibrated` is the table with a
     correction that was fitted on the same nets as its own, but measured in the rounds of the audit: what would be left
     had the machine not changed in any other way either (None in older records).
-    `uncorrected` is the table's sum alone; `macs`, `parameters` and `isolated_blocks` (every part timed alone, summed)
-    are straight lines fitted on the nets that the correction was fitted on.
+    `uncorrected` is the table's sum alone, `isolated_sum` that of every part timed alone; `macs`, `parameters` and
+    `isolated_blocks` (that sum again) are straight lines fitted on the nets that the correction was fitted on. Parts
+    alone are None where the runtime cannot run one.
     """
 
     schema_version: Literal[1] = 1
@@ -55,7 +57,8 @@ class AuditRecord(PredictorErrors):
     uncorrected: PredictorErrors
     macs: PredictorErrors
     parameters: PredictorErrors
-    isolated_blocks: PredictorErrors
+    isolated_blocks: PredictorErrors | None
+    isolated_sum: PredictorErrors | None = None  # None in older records
     environment: Environment
     pairs: tuple[LatencyPair, ...]
 
@@ -85,6 +88,7 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
     chosen = spread_nets(
         run.runnable_space, table, count=nets, seen={pair.digest for pair in fitted}, generator=generator
     )
+    parts = _parts_alone(run, [*chosen, *references])
     timings, slowdown = run.measure_nets(
         [*chosen, *references],
         what="measuring whole nets",
@@ -98,7 +102,12 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
         return [pair_of(net, table, timings[net], speed=1 / slowdown) for net in of]
 
     pairs, again = measured(chosen), fit_correction(measured(references))
-    lines = _by_lines(run, fitted, pairs, rounds=isolated_rounds, generator=generator)
+    alone = None
+    if parts is not None:
+        with run.screen.bar("measuring parts alone") as advance:
+            ms = isolated_ms(parts, rounds=isolated_rounds, generator=generator, progress=counted(advance))
+        alone = {key: one / slowdown for key, one in ms.items()}
+    lines = _by_lines(fitted, pairs, alone)
     halves = [abs(pair.remeasured_ms / pair.measured_ms - 1) for pair in pairs]
     return AuditRecord(
         **predictor_errors(pairs).model_dump(),
@@ -115,40 +124,48 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
         uncorrected=predictor_errors([_valued(pair, sum(pair.kinds_ms.values())) for pair in pairs]),
         macs=lines["macs"],
         parameters=lines["parameters"],
-        isolated_blocks=lines["isolated_blocks"],
+        isolated_blocks=lines.get("isolated_blocks"),
+        isolated_sum=None if alone is None else predictor_errors([_valued(pair, _sum(pair, alone)) for pair in pairs]),
         environment=run.environment,
         pairs=tuple(pairs),
     )
 
 
+def _parts_alone(run: Run, nets: Sequence[Architecture]) -> dict[LatencyKey, Callable[[], object]] | None:
+    """Every part of these nets in a net of its own; None, and a line that says why, where one cannot be run."""
+    wanted = (key for net in nets for key in keys(net))
+    try:
+        return isolated_nets(wanted, run.runtime, batch_size=run.experiment.table.batch_size)
+    except CannotBuild as refused:
+        run.screen.line(f"  parts are not timed alone: {refused.reason}")
+        return None
+
+
+def _sum(pair: LatencyPair, alone: Mapping[LatencyKey, float]) -> float:
+    """The ms of a net's parts timed alone; a reshape takes none."""
+    return sum(alone.get(key, 0.0) for key in keys(pair.architecture))
+
+
 def _by_lines(
-    run: Run, fitted: Sequence[LatencyPair], pairs: Sequence[LatencyPair], *, rounds: int, generator: torch.Generator
+    fitted: Sequence[LatencyPair], pairs: Sequence[LatencyPair], alone: Mapping[LatencyKey, float] | None
 ) -> dict[str, PredictorErrors]:
     """The errors of what needs no table: a straight line through one figure of a net, fitted on the table's own nets.
 
-    The figures are MACs, parameters, and the sum of all parts timed alone, in so many rounds.
+    The figures are MACs, parameters, and the sum of all parts timed alone, where they were.
     """
-    every = [pair.architecture for pair in (*fitted, *pairs)]
-    with run.screen.bar("measuring parts alone") as advance:
-        alone = isolated_ms(
-            (key for net in every for key in keys(net)),
-            run.runtime,
-            batch_size=run.experiment.table.batch_size,
-            rounds=rounds,
-            generator=generator,
-            progress=counted(advance),
-        )
-    costs = {net.digest: cost(net) for net in every}
+    costs = {pair.digest: cost(pair.architecture) for pair in (*fitted, *pairs)}
 
     def line(value: Callable[[LatencyPair], float]) -> PredictorErrors:
         correction = fit_correction([_valued(pair, value(pair)) for pair in fitted])
         return predictor_errors([corrected(_valued(pair, value(pair)), correction) for pair in pairs])
 
-    return {
+    lines = {
         "macs": line(lambda pair: costs[pair.digest].macs / 1e9),
         "parameters": line(lambda pair: costs[pair.digest].parameters / 1e6),
-        "isolated_blocks": line(lambda pair: sum(alone[key] for key in keys(pair.architecture))),
     }
+    if alone is not None:
+        lines["isolated_blocks"] = line(lambda pair: _sum(pair, alone))
+    return lines
 
 
 def _valued(pair: LatencyPair, value: float) -> LatencyPair:
@@ -185,7 +202,8 @@ def _rows(record: AuditRecord) -> list[list[str]]:
         ("table, corrected", record),
         *([] if record.recalibrated is None else [("table, corrected again", record.recalibrated)]),
         ("table, sum of parts", record.uncorrected),
-        ("parts timed alone, line", record.isolated_blocks),
+        *([] if record.isolated_sum is None else [("parts timed alone, sum", record.isolated_sum)]),
+        *([] if record.isolated_blocks is None else [("parts timed alone, line", record.isolated_blocks)]),
         ("MACs, line", record.macs),
         ("parameters, line", record.parameters),
     ]

@@ -6,34 +6,41 @@ call that runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
 
 from search.measure import Progress, measure
+from search.net_building import answered
 from search.parts import LatencyKey, part_module
 from search.runtimes import Runtime
 
 
+def isolated_nets(
+    parts: Iterable[LatencyKey], runtime: Runtime, *, batch_size: int
+) -> dict[LatencyKey, Callable[[], object]]:
+    """Every part in a net of its own, to be timed; a reshape is no module. Raises `CannotBuild`."""
+    nets = {}
+    for key in dict.fromkeys(parts):
+        if key.part != "reshape":
+            module, sizes = alone(key)
+            shape = (batch_size, *sizes)
+            nets[key] = answered(f"{key} alone", runtime, shape, partial(runtime.build, module, shape))
+    return nets
+
+
 def isolated_ms(
-    parts: Iterable[LatencyKey],
-    runtime: Runtime,
+    nets: Mapping[LatencyKey, Callable[[], object]],
     *,
-    batch_size: int,
     rounds: int,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> dict[LatencyKey, float]:
-    """The median ms of every part in a net of its own; a reshape, which is no module, takes none."""
-    parts = dict.fromkeys(parts)
-    nets = {}
-    for key in parts:
-        if key.part != "reshape":
-            module, shape = alone(key)
-            nets[key] = runtime.build(module, (batch_size, *shape))
+    """The median ms of every part that is a net of its own."""
     timings = measure(nets, rounds=rounds, warmup=3, generator=generator, progress=progress)
-    return {key: timings[key].median_ms if key in timings else 0.0 for key in parts}
+    return {key: timing.median_ms for key, timing in timings.items()}
 
 
 def alone(key: LatencyKey) -> tuple[nn.Module, tuple[int, ...]]:

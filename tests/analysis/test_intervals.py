@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from analysis.intervals import paired_interval, strata_interval, t_interval, welch_interval, widest
+from analysis.intervals import paired_interval, strata_interval, t_interval, together, welch_interval, widest
 
 FIRST, SECOND = [80.1, 80.9, 81.4], [79.0, 80.2, 79.9]
 
@@ -46,3 +46,13 @@ def test_strata_are_averaged_and_their_differences_are_no_noise() -> None:
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * error)
     assert strata_interval([[FIRST], [[80.0]]]) is None
     assert strata_interval([]) is None
+
+
+def test_what_a_seed_has_in_common_in_all_strata_does_not_average_out() -> None:
+    shifted = [value + 10 for value in FIRST]
+    assert together([[FIRST], [shifted]]) == pytest.approx(t_interval([value + 5 for value in FIRST]))
+    opposite = [-value for value in FIRST]
+    assert together([[FIRST], [opposite]]) == pytest.approx((0, 0))
+    assert together([[FIRST, SECOND]]) == pytest.approx(welch_interval(FIRST, SECOND))
+    assert together([[FIRST], [FIRST[:2]]]) is None
+    assert together([]) is None

@@ -15,7 +15,7 @@ from experiments.artifacts import RunFolder
 from experiments.auditing import spread_nets
 from experiments.console import Screen
 from experiments.run import Run
-from search.isolated import alone, isolated_ms
+from search.isolated import alone, isolated_ms, isolated_nets
 from search.parts import keys
 from search.runtimes import runtime
 from supernet import published_architecture
@@ -174,7 +174,28 @@ def test_every_part_of_a_net_runs_alone() -> None:
             with torch.no_grad():
                 assert module(torch.zeros(1, *shape)).shape[0] == 1
     parts = list(dict.fromkeys(keys(net)))
-    options = {"batch_size": 1, "rounds": 2, "generator": torch.Generator().manual_seed(0)}
-    found = isolated_ms(parts, runtime("onnxruntime", threads=1), **options)  # type: ignore[arg-type]
-    assert list(found) == parts
-    assert all((ms > 0) == (key.part != "reshape") for key, ms in found.items())
+    nets = isolated_nets(parts, runtime("onnxruntime", threads=1), batch_size=1)
+    found = isolated_ms(nets, rounds=2, generator=torch.Generator().manual_seed(0))
+    assert list(found) == [key for key in parts if key.part != "reshape"]
+    assert all(ms > 0 for ms in found.values())
+
+
+def test_a_part_that_cannot_run_alone_costs_the_audit_nothing_else(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    virtual: Any = type(runtime("virtual", threads=1))
+    build = virtual.build
+
+    def picky(self: Any, module: Any, input_shape: tuple[int, ...]) -> Any:
+        if len(input_shape) == 3:
+            raise RuntimeError("tokens are no images")
+        return build(self, module, input_shape)
+
+    monkeypatch.setattr(virtual, "build", picky)
+    outcome = slimformer("audit", copied, "--nets", 6, "--rounds", 2)
+    assert outcome.code == 0, outcome.err
+    assert "parts are not timed alone: virtual 1 cannot run " in outcome.out
+    assert "tokens are no images" in outcome.out
+    record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
+    assert (record["isolated_blocks"], record["isolated_sum"]) == (None, None)
+    assert record["num_architectures"] == 6
