@@ -238,26 +238,27 @@ def interval_of(whole: Whole) -> tuple[Interval | None, str | None]:
 def difference_of(pairs: Sequence[tuple[Whole, Whole]]) -> tuple[float | None, Interval | None, str | None]:
     """One method minus another, a pair a budget: the mean over budgets, its interval, and how that was made.
 
-    The interval is the widest that can be made. Budgets are given, not drawn: only seeds vary, in each budget on its own
-    or, as one search may serve all budgets, and one net two of them, in all budgets together.
+    Budgets are given, not drawn: only seeds vary. The interval is the widest that can be made, with the seeds of every
+    budget on their own or (as one search may serve all budgets, and one net two of them) of all budgets together.
     """
     if not pairs or not all(whole and reference for whole, reference in pairs):
         return None, None, None
-    retrained = [[paired(_of_retrainings(whole), _of_retrainings(reference))] for whole, reference in pairs]
-    intervals = {
-        "paired t over retraining seeds": strata_interval(retrained),
-        "paired t over retraining seeds, budgets together": together(retrained),
+    samples = {
+        "paired t over retraining seeds": [
+            [paired(_of_retrainings(whole), _of_retrainings(reference))] for whole, reference in pairs
+        ]
     }
     if all(whole.keys() == reference.keys() for whole, reference in pairs):
-        searched = [[paired(_of_searches(whole), _of_searches(reference))] for whole, reference in pairs]
-        intervals["paired t over search seeds"] = strata_interval(searched)
-        intervals["paired t over search seeds, budgets together"] = together(searched)
+        samples["paired t over search seeds"] = [
+            [paired(_of_searches(whole), _of_searches(reference))] for whole, reference in pairs
+        ]
     else:  # without randomness, what varies is retraining
-        either = [[_of_searches_or_retrainings(each) for each in pair] for pair in pairs]
         one = any(len(each) == 1 for pair in pairs for each in pair)
         name = "Welch's t, retraining seeds against search seeds" if one else "Welch's t over search seeds"
-        intervals[name] = strata_interval(either)
-        intervals[f"{name}, budgets together"] = together(either)
+        samples[name] = [[_of_searches_or_retrainings(each) for each in pair] for pair in pairs]
+    intervals = {name: strata_interval(strata) for name, strata in samples.items()}
+    if len(pairs) > 1:
+        intervals |= {f"{name}, budgets together": together(strata) for name, strata in samples.items()}
     interval, by = widest(intervals)
     between = [float(np.mean(_of_searches(whole))) - float(np.mean(_of_searches(other))) for whole, other in pairs]
     return float(np.mean(between)), interval, by

@@ -47,7 +47,8 @@ def test_over_budgets_a_difference_is_their_mean_and_what_differs_between_them_i
     alone = [difference_of([pair]) for pair in (small, large)]
     found, interval, by = difference_of([small, large])
     assert found == pytest.approx((alone[0][0] + alone[1][0]) / 2)
-    assert by == "Welch's t, retraining seeds against search seeds"
+    assert by is not None
+    assert by.startswith("Welch's t, retraining seeds against search seeds")
     assert interval is not None
     assert alone[0][1] is not None
     # about 1 point at one budget and 3 at the other: Student's t of those two would reach from -12 to 16
