@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.experiment import Experiment
+from experiments.measuring import table_at
 from experiments.run import Run
 from search.latency_table import LatencyTable, UnmeasuredBlock
 from search.limits import AnyLimit, Limit, PartLimit, latency_limit
@@ -55,7 +56,7 @@ def check_device_tables(run: Run) -> None:
 
 def _table(path: Path, space: SearchSpace) -> LatencyTable:
     """The table of a device that runs every candidate of the space."""
-    table = LatencyTable.load(path)
+    table = table_at(path)
     if table.left_out:
         left_out = ", ".join(f"stage {one.stage} without {one.candidate}" for one in table.left_out)
         raise UserError(f"search.limits.devices: {path} has {left_out}; leave that out of the space")

@@ -11,6 +11,7 @@ from typing import Literal
 from experiments.artifacts import Environment
 from experiments.console import Screen, counted
 from experiments.run import AUDIT
+from search.correction import Correction
 from search.latency_audit import LatencyAudit
 from search.latency_table import LatencyTable, UnmeasuredBlock
 from search.measure import Net, Timing, machine, measure
@@ -101,7 +102,7 @@ def _file(runtime: Runtime, path: Path, batch_size: int) -> Net:
 
 
 def table_at(path: Path) -> LatencyTable:
-    """The table of a file or of a run folder, with the correction of the audit beside it."""
+    """The table of a file or of a run folder; an older one, that is the sum alone, with the correction of its audit."""
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         found = sorted(file for file in path.glob("latency-*.json") if file.name != AUDIT)
@@ -109,8 +110,11 @@ def table_at(path: Path) -> LatencyTable:
             raise UserError(f"{path}: holds {len(found)} latency tables; name one file")
         path = found[0]
     table = LatencyTable.load(path)
-    if (folder / AUDIT).is_file():
-        table = table.corrected(LatencyAudit.load(folder / AUDIT).correction)
+    if table.correction == Correction() and (folder / AUDIT).is_file():
+        audit = LatencyAudit.load(folder / AUDIT)
+        there = (table.runtime.name, table.precision, table.threads, table.batch_size)
+        if there == (audit.runtime, audit.precision, audit.threads, audit.batch_size):
+            table = table.corrected(audit.correction)
     return table
 
 

@@ -125,7 +125,7 @@ class Run:
 
     @cached_property
     def table(self) -> LatencyTable:
-        """The measured table, with the correction that its audit on whole nets found."""
+        """The measured table, with the correction that its audit on whole nets found (not in older files)."""
         written = self.folder.manifest.stages["table"].artifacts
         (name,) = (name for name in written if name != AUDIT)
         table = LatencyTable.load(self.path / name)

@@ -124,9 +124,9 @@ def table_stage(run: Run) -> list[Path]:
         stale.unlink()
     checked = audit(table, timings)
     table_path, audit_path = run.path / table.file_name, run.path / AUDIT
-    table.save(table_path)
-    checked.save(audit_path)
     after = checked.held_out.mean_absolute_error_percent if checked.held_out else None
+    table.corrected(checked.correction, held_out_error_percent=after).save(table_path)
+    checked.save(audit_path)
     for one in table.left_out:
         run.screen.line(f"  warning: stage {one.stage} is searched without {one.candidate}: {one.reason}")
     loose = sum(not entry.settled for entry in table.entries)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -107,8 +107,11 @@ class UnmeasuredBlock(UserError):
 class LatencyTable(Record):
     """Measured parts of one runtime on one device, and the latency of any architecture made of them.
 
-    Predictions are for whole inferences of `batch_size` images, in ms.
+    Predictions are for whole inferences of `batch_size` images, in ms. `held_out_error_percent` is the mean absolute
+    error of such a correction on whole nets that it was not fitted to (None where there were too few).
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"held_out_error_percent"})
 
     schema_version: Literal[1] = 1
     runtime: RuntimeName
@@ -120,6 +123,7 @@ class LatencyTable(Record):
     date: str
     protocol: Protocol
     correction: Correction = Correction()
+    held_out_error_percent: float | None = None
     left_out: tuple[LeftOut, ...] = ()
     entries: tuple[Entry, ...]
 
@@ -205,10 +209,11 @@ class LatencyTable(Record):
         """The space without the candidates that the table's runtime cannot build."""
         return space.without((one.stage, one.candidate) for one in self.left_out)
 
-    def corrected(self, correction: Correction) -> LatencyTable:
+    def corrected(self, correction: Correction, *, held_out_error_percent: float | None = None) -> LatencyTable:
         """This table with another correction in the place of its own."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        return LatencyTable(**fields | {"correction": correction})
+        changed = {"correction": correction, "held_out_error_percent": held_out_error_percent}
+        return LatencyTable(**fields | changed)
 
     @classmethod
     def load(cls, path: Path | str) -> LatencyTable:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from experiments.measuring import measurable
+from experiments.measuring import measurable, table_at
+from search.correction import Correction
+from search.latency_audit import LatencyAudit
+from search.latency_table import LatencyTable
 from search.model_files import model_file, write_model
 from search.net_building import module_of
 from supernet import Architecture, published_architecture
@@ -40,6 +43,24 @@ def test_a_model_is_measured_beside_the_tables_prediction(
     assert found["poolformerv2_s12"]["predicted_error_ms"] is None
     assert f"{same['median_ms']:.3f}" in outcome.out
     assert f"{same['predicted_ms']:.3f} ± {same['predicted_error_ms']:.3f}" in outcome.out
+
+
+def test_a_tables_file_predicts_wherever_it_lies_and_an_older_one_takes_its_own_audits_correction(
+    copied: Path, tmp_path: Path
+) -> None:
+    (path,) = copied.glob("latency-virtual-*.json")
+    table, audit = LatencyTable.load(path), LatencyAudit.load(copied / "latency-audit.json")
+    assert table.correction == audit.correction != Correction()
+    assert audit.held_out is not None
+    assert table.held_out_error_percent == audit.held_out.mean_absolute_error_percent
+    net = audit.pairs[0].architecture
+    alone = tmp_path / "table.json"
+    table.save(alone)
+    assert table_at(alone).latency_ms(net) == table_at(copied).latency_ms(net)
+    table.corrected(Correction()).save(path)  # as files were
+    assert table_at(path).latency_ms(net) == table.latency_ms(net)
+    audit.model_copy(update={"precision": "bf16"}).save(copied / "latency-audit.json")
+    assert table_at(path).latency_ms(net) == sum(table.kinds_ms(net).values())
 
 
 def test_an_onnx_file_is_measured_as_it_is(delivered: Path, slimformer: Slimformer) -> None:
