@@ -35,6 +35,7 @@ from supernet.schema import UserError
 from supernet.space import SearchSpace
 
 SETTLING_COPIES = 4  # by how much an entry at or below zero is measured again with more copies
+SETTLING_REFERENCES = 8  # nets that are measured again beside it, and tell the machine's speed
 PAIRS = 64  # most pairs of widths that are measured per transition between two stages
 SMALLEST_MS = 1e-6  # what a part counts as that cannot be told from nothing
 
@@ -63,10 +64,8 @@ def table_of(
     without a timing.
     """
     found = _Recipes.of(space, copies=protocol.copies, pairs=pairs)
-    values = _with_unsettled(found, _solve(found.measured, timings), protocol.standard_error_percent / 100, space)
-    values = {
-        key: value if value.median_ms > SMALLEST_MS else replace(value, settled=False) for key, value in values.items()
-    }
+    goal = protocol.standard_error_percent / 100
+    values = _with_unsettled(found, _solve(found.measured, timings), goal, space)
     return _table(space, found, values, condition, protocol)
 
 
@@ -118,8 +117,8 @@ def build_table(
             break
         nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *wholes]
         seen = _measure_on(timings, seen, nets, bench, progress)
-    values = _with_unsettled(found, _solve(measured, timings), goal, space)
-    values |= _settle(measured, values, replace(bench, most_ns=1e8 * most_seconds))
+    values = _settle(measured, timings, replace(bench, most_ns=1e8 * most_seconds))
+    values = _with_unsettled(found, values, goal, space)
     condition = Condition(
         runtime=RuntimeName(name=runtime.name, version=runtime.version),
         precision=runtime.precision,
@@ -202,8 +201,9 @@ class _Recipes(NamedTuple):
 def _with_unsettled(
     found: _Recipes, values: dict[LatencyKey, _Value], goal: float, space: SearchSpace
 ) -> dict[LatencyKey, _Value]:
-    """The same values, with those marked whose standard error is above the goal."""
+    """The same values, with those marked whose standard error is above the goal, or that are at or below zero."""
     unsettled = {recipe.key for recipe in _loose(found.measured, values, goal, space)}
+    unsettled |= {key for key, value in values.items() if value.median_ms <= SMALLEST_MS}
     return values | {key: replace(values[key], settled=False) for key in unsettled}
 
 
@@ -331,17 +331,26 @@ def _measure_on(
     return replace(seen.joined(rounds, speed=speed), done=seen.done)
 
 
-def _settle(measured: list[Recipe], values: dict[LatencyKey, _Value], bench: Bench) -> dict[LatencyKey, _Value]:
-    """Measure again what came out at or below zero, blocks with more copies; what stays there is not settled."""
-    again = [_more_copies(recipe) for recipe in measured if values[recipe.key].median_ms <= SMALLEST_MS]
+def _settle(measured: list[Recipe], timings: Mapping[Timed, Timing], bench: Bench) -> dict[LatencyKey, _Value]:
+    """All values; what comes out at or below zero is measured again, blocks with more copies.
+
+    Nets that were timed before are measured beside it, so that it is brought to the speed of the first measurement;
+    what subtracts it follows from the new value.
+    """
+    values = _solve(measured, timings)
+    again = {r.key: _more_copies(r) for r in measured if values[r.key].median_ms <= SMALLEST_MS}
     if not again:
-        return {}
-    timings, _ = replace(bench, rounds=3 * bench.rounds).measure(_skeletons(again))
-    settled: dict[LatencyKey, _Value] = {}
-    for recipe in again:
-        value = _difference(recipe, timings, values | settled)
-        settled[recipe.key] = replace(value, settled=value.median_ms > SMALLEST_MS)
-    return settled
+        return values
+    before = _skeletons(measured)
+    nets = dict.fromkeys([*before[:: math.ceil(len(before) / SETTLING_REFERENCES)], *_skeletons(again.values())])
+    later, _ = replace(bench, rounds=3 * bench.rounds).measure(list(nets))
+    speed = statistics.median(timings[net].median_ms / found.median_ms for net, found in later.items() if net in timings)
+    later = {net: Timing((), runs=0).joined(found, speed=speed) for net, found in later.items()}
+    values = {}
+    for recipe in measured:
+        new = again.get(recipe.key)
+        values[recipe.key] = _difference(new or recipe, later if new else timings, values)
+    return values
 
 
 def _more_copies(recipe: Recipe) -> Recipe:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from search import bench, measure
+from search import bench, measure, table_building
 from search.latency_audit import LatencyAudit, audit
 from search.latency_table import LatencyTable
 from search.measure import HURRIED_ROUNDS
 from search.parts import keys
 from search.runtimes import runtime
-from search.skeletons import SkeletonModule, recipes
+from search.skeletons import Recipe, SkeletonModule, recipes
 from search.table_building import build_table, required_keys, table_nets
 from supernet.architecture import Architecture
 from supernet.metaformer import MetaFormer, MetaFormerStage
@@ -220,6 +220,73 @@ def test_a_part_that_costs_nothing_is_flagged_and_never_zero():
     unsettled = [entry for entry in table.entries if not entry.settled]
     assert {entry.part for entry in unsettled} == {"reshape"}
     assert all(0 < entry.median_ms <= 1e-6 for entry in unsettled)
+
+
+def test_what_is_measured_again_is_brought_to_the_speed_of_the_first_rounds(monkeypatch):
+    searched, device = space(), AdditiveDevice(reshape_ns=0)
+    exact = table_of(AdditiveDevice(reshape_ns=0), searched)
+    more_copies = table_building._more_copies
+
+    def slower_from_now_on(recipe: Recipe) -> Recipe:
+        device.speed = 1.5
+        return more_copies(recipe)
+
+    monkeypatch.setattr(table_building, "_more_copies", slower_from_now_on)
+    found = table_of(device, searched)
+    assert device.speed == 1.5
+    for entry in found.entries:
+        assert entry.median_ms == pytest.approx(exact.ms(entry.key))
+    assert {entry.part for entry in found.entries if not entry.settled} == {"reshape"}
+
+
+def test_what_comes_out_above_zero_at_last_is_settled_only_if_it_is_known_well_enough(monkeypatch):
+    monkeypatch.setattr(measure, "VISIT_MS", 0.2)
+    searched, unknown = space(), set[str]()
+    for seed in range(2):
+        device = AdditiveDevice(reshape_ns=0)
+        device.jitter, device.draw = 0.1, random.Random(seed)
+        found = table_of(device, searched)
+        largest_ms = sum(found.ms(key) for key in keys(searched.largest))
+        for entry in found.entries:
+            is_known = entry.standard_error_ms <= 0.01 * max(entry.median_ms, 0.1 * largest_ms)
+            assert not entry.settled or is_known
+            if entry.median_ms > 1e-6 and not is_known:
+                unknown.add(entry.part)
+    assert "reshape" in unknown
+
+
+class Disturbed(AdditiveDevice):
+    """At first several equal blocks in a row are quicker than a single one."""
+
+    disturbed = True
+
+    def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+        run = super().build(module, input_shape)
+        several = isinstance(module, SkeletonModule) and len(module.stages[0].blocks) > 1
+
+        def disturbed() -> None:
+            if self.disturbed and several:
+                self.now_ns += 10_000
+            else:
+                run()
+
+        return disturbed
+
+
+def test_parts_that_subtract_what_was_measured_again_follow_from_its_new_value(monkeypatch):
+    searched, device = space(tokens=False), Disturbed()
+    more_copies = table_building._more_copies
+
+    def undisturbed_from_now_on(recipe: Recipe) -> Recipe:
+        device.disturbed = False
+        return more_copies(recipe)
+
+    monkeypatch.setattr(table_building, "_more_copies", undisturbed_from_now_on)
+    found, exact = table_of(device, searched), table_of(AdditiveDevice(), searched)
+    assert not device.disturbed
+    for entry in found.entries:
+        assert entry.settled
+        assert entry.median_ms == pytest.approx(exact.ms(entry.key))
 
 
 def seconds_of_ten_rounds(searched: SearchSpace) -> float:
