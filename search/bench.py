@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,6 +20,11 @@ CHUNK_BYTES = 2e9  # of all nets of a chunk, at least ...
 CHUNK_OF_MEMORY = 0.15  # ... or this share of the memory: a runtime holds some weights twice
 
 Timed = Skeleton | Architecture
+
+
+def bytes_at_once() -> float:
+    """The weights of the nets that this machine's memory may hold at once to be measured together."""
+    return max(CHUNK_BYTES, CHUNK_OF_MEMORY * machine().memory_gb * 2**30)
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Bench:
     building_ns: float = field(default=0.0, init=False)
     built: dict[Timed, Net] = field(default_factory=dict)
     kept_bytes: int = 0
-    chunk_bytes: float = field(default_factory=lambda: max(CHUNK_BYTES, CHUNK_OF_MEMORY * machine().memory_gb * 2**30))
+    chunk_bytes: float = field(default_factory=bytes_at_once)
 
     def __post_init__(self) -> None:
         self.began_ns = self.clock()
@@ -77,8 +82,7 @@ class Bench:
             speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
             rounds = rounds.joined(of_chunk.pop(), speed=speed)
             for net in found.keys() - timings.keys():
-                samples = tuple(speed * sample for sample in found[net].samples_ms)
-                timings[net] = replace(found[net], samples_ms=samples)
+                timings[net] = found[net].scaled(speed)
         return timings, rounds
 
     def tried(self, nets: Sequence[Timed]) -> Iterator[tuple[Timed, CannotBuild | None]]:

@@ -241,6 +241,5 @@ def _timings(plan: Plan, results: Results) -> dict[str, Timing]:
         )
         speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
         for name, timing in found.items():
-            samples = tuple(speed * sample for sample in timing.samples_ms)
-            timings.setdefault(name, Timing(samples, runs=timing.runs))
+            timings.setdefault(name, timing.scaled(speed))
     return timings

@@ -78,10 +78,13 @@ class Timing:
         distance = float(np.median(np.abs(np.array(self.samples_ms) - self.median_ms)))
         return NORMAL_SD * distance * NORMAL_MEDIAN / math.sqrt(len(self.samples_ms))
 
+    def scaled(self, speed: float) -> Timing:
+        """With each sample multiplied by `speed`."""
+        return Timing(tuple(speed * sample for sample in self.samples_ms), runs=self.runs)
+
     def joined(self, later: Timing, *, speed: float) -> Timing:
         """With the samples of a later measurement, each multiplied by `speed`."""
-        samples = (*self.samples_ms, *(speed * sample for sample in later.samples_ms))
-        return Timing(samples, runs=self.runs + later.runs)
+        return Timing((*self.samples_ms, *later.scaled(speed).samples_ms), runs=self.runs + later.runs)
 
     @property
     def p10_ms(self) -> float:

@@ -12,10 +12,12 @@ bilinear surface through it, marked as interpolated.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -344,8 +346,10 @@ def _settle(measured: list[Recipe], timings: Mapping[Timed, Timing], bench: Benc
     before = _skeletons(measured)
     nets = dict.fromkeys([*before[:: math.ceil(len(before) / SETTLING_REFERENCES)], *_skeletons(again.values())])
     later, _ = replace(bench, rounds=3 * bench.rounds).measure(list(nets))
-    speed = statistics.median(timings[net].median_ms / found.median_ms for net, found in later.items() if net in timings)
-    later = {net: Timing((), runs=0).joined(found, speed=speed) for net, found in later.items()}
+    speed = statistics.median(
+        timings[net].median_ms / found.median_ms for net, found in later.items() if net in timings
+    )
+    later = {net: found.scaled(speed) for net, found in later.items()}
     values = {}
     for recipe in measured:
         new = again.get(recipe.key)
@@ -391,7 +395,10 @@ def _spread(widths: set[int], count: int) -> set[int]:
 def _interpolate(
     between: list[Recipe], measured: list[Recipe], values: dict[LatencyKey, _Value]
 ) -> dict[LatencyKey, _Value]:
-    """Downsamplings between measured pairs of widths, each on the bilinear surface through its four neighbours."""
+    """Downsamplings between measured pairs of widths, each on the bilinear surface through its four neighbours.
+
+    One is settled where all that it lies between are.
+    """
     found: dict[LatencyKey, _Value] = {}
     for transition in dict.fromkeys((recipe.key.spec, recipe.key.grid) for recipe in between):
         known = [r.key for r in measured if r.key.part == "downsampling" and (r.key.spec, r.key.grid) == transition]
@@ -403,5 +410,13 @@ def _interpolate(
         ]
         for key in (r.key for r in between if (r.key.spec, r.key.grid) == transition):
             median, below, above, error = (float(surface((key.in_channels, key.out_channels))) for surface in surfaces)
-            found[key] = _Value(median, below, above, error, runs=0, interpolated=True)
+            around = itertools.product(_around(axes[0], key.in_channels), _around(axes[1], key.out_channels))
+            settled = all(by_widths[widths].settled for widths in around)
+            found[key] = _Value(median, below, above, error, runs=0, settled=settled, interpolated=True)
     return found
+
+
+def _around(ascending: list[int], width: int) -> list[int]:
+    """The width itself, if it is one of these, or the two that it lies between."""
+    index = bisect_left(ascending, width)
+    return [width] if ascending[index] == width else ascending[index - 1 : index + 1]

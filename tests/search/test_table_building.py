@@ -198,6 +198,24 @@ def test_more_pairs_than_allowed_are_interpolated_on_the_bilinear_surface():
         assert entry.median_ms == pytest.approx(exact.ms(entry.key), rel=1e-3)
 
 
+def test_what_lies_between_measured_pairs_is_settled_where_all_of_them_are(monkeypatch):
+    monkeypatch.setattr(measure, "VISIT_MS", 0.2)
+    device = AdditiveDevice()
+    device.jitter = 0.1
+    found = table_of(device, space(largest=112, tokens=False), pairs=9, standard_error_percent=50.0)
+    pairs = [entry for entry in found.entries if entry.part == "downsampling"]
+    measured = {(entry.in_channels, entry.out_channels): entry for entry in pairs if not entry.interpolated}
+    known = [sorted(set(widths)) for widths in zip(*measured, strict=True)]
+    between = [entry for entry in pairs if entry.interpolated]
+    for entry in between:
+        around = [
+            {max(w for w in widths if w <= width), min(w for w in widths if w >= width)}
+            for widths, width in zip(known, (entry.in_channels, entry.out_channels), strict=True)
+        ]
+        assert entry.settled == all(measured[widths].settled for widths in itertools.product(*around))
+    assert {entry.settled for entry in between} == {True, False}
+
+
 def test_chunks_are_linked_by_a_common_net_when_the_machine_changes_its_speed(monkeypatch):
     searched, device = space(), AdditiveDevice()
     whole = table_of(AdditiveDevice(), searched)
