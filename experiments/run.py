@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -13,10 +14,11 @@ import torch
 from experiments.artifacts import RunFolder, environment
 from experiments.console import Screen, counted
 from experiments.experiment import Experiment
+from search.bench import bytes_at_once
 from search.latency_audit import LatencyAudit
 from search.latency_table import LatencyTable
 from search.measure import Net, Timing, machine, measure
-from search.net_building import Buildable, NetT, build_models
+from search.net_building import Buildable, Built, NetT, build_models, building
 from search.runtimes import Runtime, runtime
 from supernet import Architecture, SearchSpace, Supernet, UserError
 from train.checkpoint import load_weights
@@ -179,17 +181,50 @@ class Run:
         warmup: int = WARMUP_RUNS,
         references: int = REFERENCES,
     ) -> tuple[dict[NetT, Timing], float]:
-        """As `measure_beside`, of nets that are built here, beside at most so many of the audit."""
-        audited = self.audit.references(references)
-        built = self.build_nets(list[NetT | Architecture]([*nets, *audited]))
-        return self.measure_beside(
-            {net: built[net] for net in audited},
-            {net: built[net] for net in nets},
-            what=what,
-            rounds=rounds,
-            generator=generator,
-            warmup=warmup,
-        )
+        """As `measure_beside`, of nets that are built here, beside at most so many of the audit.
+
+        What memory does not hold at once (`search.bench`) is measured in chunks, each beside the same nets of the
+        audit; later chunks are brought to the slowdown of the first.
+        """
+        audited, room = self.audit.references(references), bytes_at_once()
+        left = list(dict.fromkeys(list[NetT | Architecture]([*audited, *nets])))
+        beside: dict[NetT | Architecture, Built] = {}
+        timings: dict[NetT, Timing] = {}
+        slowdown = 1.0
+        while left:
+            built = beside | self._built(
+                left,
+                room=room - sum(net.size_bytes for net in beside.values()),
+                least=1 if beside else len(audited) + 1,
+            )
+            beside = {net: built[net] for net in audited}
+            left = [net for net in left if net not in built]
+            found, now = self.measure_beside(
+                {net: built[net].net for net in audited},
+                {net: built[net].net for net in nets if net in built and net not in timings},
+                what=what,
+                rounds=rounds,
+                generator=generator,
+                warmup=warmup,
+            )
+            del built
+            if timings:
+                found = {net: timing.scaled(slowdown / now) for net, timing in found.items()}
+            else:
+                slowdown = now
+            timings |= found
+        return timings, slowdown
+
+    def _built(self, nets: Sequence[NetT], *, room: float, least: int) -> dict[NetT, Built]:
+        """The first of these nets on the runtime, until their weights fill the room, but so many at least."""
+        built: dict[NetT, Built] = {}
+        batch_size = self.experiment.table.batch_size
+        with closing(building(nets, self.runtime, batch_size=batch_size, processes=self.threads)) as made:
+            while len(built) < len(nets) and (room > 0 or len(built) < least):
+                net = nets[len(built)]
+                built[net] = next(made)()
+                room -= built[net].size_bytes
+        return built
 
     def measure_at_tables_speed(self, net: Architecture | Buildable, *, what: str) -> float:
         """The latency of a whole net in ms, at the speed that the machine had when the table was measured."""

@@ -116,6 +116,39 @@ def test_evolution_searches_as_its_config_says(copied: Path, tmp_path: Path) -> 
     assert not (copied / EVOLUTION).exists()
 
 
+def test_what_memory_does_not_hold_is_measured_in_chunks_at_one_speed(
+    copied: Path, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(copied)
+    generator = torch.Generator().manual_seed(0)
+    audited = run.audit.references(4)
+    nets = list(dict.fromkeys([*(run.space.random(generator) for _ in range(12)), *audited]))
+    virtual, chunks = vars(running)["measure"], list[int]()
+
+    def slower_and_slower(nets: Any, **options: Any) -> Any:
+        chunks.append(len(nets))
+        device.slowdown = 1 + 0.25 * len(chunks)
+        assert set(audited) <= nets.keys()
+        return virtual(nets, **options)
+
+    monkeypatch.setattr(running, "measure", slower_and_slower)
+
+    def measured() -> dict[Any, float]:
+        chunks.clear()
+        timings, slowdown = run.measure_nets(nets, what="", rounds=2, generator=generator, references=4)
+        assert list(timings) == nets
+        assert slowdown == pytest.approx(1.25)
+        return {net: timing.median_ms / slowdown for net, timing in timings.items()}
+
+    whole = measured()
+    assert chunks == [len(nets)]
+    for room in (1e5, 1.0):
+        monkeypatch.setattr(running, "bytes_at_once", lambda room=room: room)
+        assert measured() == pytest.approx(whole)
+        assert len(chunks) > 2
+    assert set(chunks) == {5}
+
+
 def test_int8_is_calibrated_on_images_of_all_classes_however_they_are_sorted(copied: Path) -> None:
     run = run_of(copied, "evaluate.calibration_images=60")
     by_class = run.data.train.subset(run.data.train.labels.argsort())
