@@ -116,6 +116,7 @@ def measure(
     known = None if table is None else measuring.table_at(table)
     if known is not None:
         measuring.check_condition(known, device, batch_size=batch_size)
+        measuring.check_resolution(known, found)
     results = measuring.measured(found, device, batch_size=batch_size, rounds=rounds, table=known, screen=screen)
     plural = "s" if threads > 1 else ""
     title = f"{device.name} {device.version}, {device.precision}, batch {batch_size}, {threads} thread{plural}"

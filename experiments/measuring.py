@@ -16,7 +16,7 @@ from search.latency_audit import LatencyAudit
 from search.latency_table import LatencyTable, UnmeasuredBlock
 from search.measure import Net, Timing, machine, measure
 from search.model_files import SUFFIXES, file_suffix, input_shape
-from search.net_building import module_of
+from search.net_building import CannotBuild, answered, module_of
 from search.runtimes import FileRuntime, Runtime
 from supernet import Architecture, UserError, list_models, published_architecture
 from supernet.schema import Record, nearest
@@ -67,6 +67,8 @@ def measurable(model: str, *, resolution_px: int | None) -> Measurable:
     """What a published name, an architecture file, a folder or a file of a model means. Raises `UserError`."""
     path = Path(model)
     if path.suffix in SUFFIXES:
+        if resolution_px is not None:
+            raise UserError(f"{path}: a model's file has its own resolution; measure it without --resolution")
         return Measurable(model, lambda runtime, batch_size: _file(runtime, path, batch_size), None)
     if path.is_dir():
         found = next((path / name for name in ("architecture.yaml", "config.json") if (path / name).is_file()), None)
@@ -83,13 +85,14 @@ def measurable(model: str, *, resolution_px: int | None) -> Measurable:
         architecture = architecture.model_copy(update={"resolution_px": (resolution_px, resolution_px)})
 
     def build(runtime: Runtime, batch_size: int) -> Net:
-        return runtime.build(module_of(architecture), (batch_size, *architecture.input_shape))
+        module, shape = module_of(architecture), (batch_size, *architecture.input_shape)
+        return answered(model, runtime, shape, lambda: runtime.build(module, shape))
 
     return Measurable(model, build, architecture)
 
 
 def _file(runtime: Runtime, path: Path, batch_size: int) -> Net:
-    """A model's file on a runtime that runs such files. Raises `UserError` for any other file."""
+    """A model's file on a runtime that runs such files. Raises `UserError` for any other, `CannotBuild` if refused."""
     if not isinstance(runtime, FileRuntime):
         raise UserError(f"{path}: the runtime {runtime.name} runs no files; give it an architecture or a name")
     if path.suffix != file_suffix(runtime.name):
@@ -98,7 +101,8 @@ def _file(runtime: Runtime, path: Path, batch_size: int) -> Net:
     sides = tuple(side for side in shape[1:] if isinstance(side, int))
     if len(shape) != 4 or len(sides) != 3:
         raise UserError(f"{path}: its input is {list(shape)}, not images of one size")
-    return runtime.load(path, (batch_size, *sides))
+    wanted = (batch_size, *sides)
+    return answered(str(path), runtime, wanted, lambda: runtime.load(path, wanted))
 
 
 def table_at(path: Path) -> LatencyTable:
@@ -131,6 +135,18 @@ def check_condition(table: LatencyTable, runtime: Runtime, *, batch_size: int) -
         raise UserError(f"the table is of {table.machine.described}, but this is {this_machine.described}")
 
 
+def check_resolution(table: LatencyTable, models: Sequence[Measurable]) -> None:
+    """Raise `UserError` if a table is of another resolution than all models that it could predict."""
+    known = {model.name: model.architecture.resolution_px for model in models if model.architecture is not None}
+    if known and table.resolution_px not in known.values():
+        sizes = ", ".join(f"{_size(size)} ({name})" for name, size in known.items())
+        raise UserError(f"the table is of {_size(table.resolution_px)} pixels, but this would measure {sizes}")
+
+
+def _size(resolution_px: tuple[int, int]) -> str:
+    return f"{resolution_px[0]}x{resolution_px[1]}"
+
+
 def measured(
     models: Sequence[Measurable],
     runtime: Runtime,
@@ -140,13 +156,26 @@ def measured(
     table: LatencyTable | None,
     screen: Screen,
 ) -> list[MeasuredModel]:
-    """Measure all models in the same rounds, in random order."""
-    nets = {model.name: model.build(runtime, batch_size) for model in models}
+    """Measure all models in the same rounds, in random order; those that the runtime refuses are named and left out.
+
+    Raises `UserError` where it refuses all.
+    """
+    nets: dict[str, Net] = {}
+    refused: list[str] = []
+    for model in models:
+        try:
+            nets[model.name] = model.build(runtime, batch_size)
+        except CannotBuild as error:
+            refused.append(error.reason)
+    if not nets:
+        raise UserError("; ".join(refused))
+    for reason in refused:
+        screen.line(f"  warning: {reason}")
     with screen.bar("measuring") as advance:
         timings = measure(
             nets, rounds=rounds, warmup=5, generator=generator_for(0, "measure models"), progress=counted(advance)
         )
-    return [_result(model, timings[model.name], table) for model in models]
+    return [_result(model, timings[model.name], table) for model in models if model.name in timings]
 
 
 def _result(model: Measurable, timing: Timing, table: LatencyTable | None) -> MeasuredModel:

@@ -96,7 +96,7 @@ def _build(net: Skeleton | Architecture | Buildable, runtime: Runtime, batch_siz
     module = module_of(net)
     size_bytes = sum(parameter.nbytes for parameter in module.parameters())
     shape = (batch_size, *net.input_shape)
-    return Built(answered(_described(net), runtime, shape, partial(runtime.build, module, shape)), size_bytes)
+    return Built(answered(described(net), runtime, shape, partial(runtime.build, module, shape)), size_bytes)
 
 
 def _from_files(
@@ -150,7 +150,7 @@ class _Files(Dataset["bytes | _Refusal"]):
         shape = (self.batch_size, *net.input_shape)
         module = module_of(net)
         try:
-            return answered(_described(net), self.runtime, shape, partial(self.runtime.export, module, shape))
+            return answered(described(net), self.runtime, shape, partial(self.runtime.export, module, shape))
         except CannotBuild as error:
             return _Refusal(error.reason)
 
@@ -163,14 +163,14 @@ def _load(
 ) -> Built:
     if isinstance(made, _Refusal):
         raise CannotBuild(made.reason)
-    return Built(answered(_described(net), runtime, shape, partial(runtime.load, made, shape)), len(made))
+    return Built(answered(described(net), runtime, shape, partial(runtime.load, made, shape)), len(made))
 
 
 ResultT = TypeVar("ResultT")
 
 
 def answered(what: str, runtime: Runtime, shape: tuple[int, ...], work: Callable[[], ResultT]) -> ResultT:
-    """What a runtime answers. Raises `CannotBuild` with its words where it refuses what it was given."""
+    """What a runtime answers. Raises `CannotBuild` with its words where it refuses what is named here."""
     try:
         return work()
     except (OSError, MemoryError, torch.OutOfMemoryError):  # not the net's fault
@@ -181,7 +181,7 @@ def answered(what: str, runtime: Runtime, shape: tuple[int, ...], work: Callable
         raise CannotBuild(f"{runtime.name} {runtime.version} cannot run {what}, input {shape} ({reason})") from error
 
 
-def _described(net: Skeleton | Architecture | Buildable) -> str:
+def described(net: Skeleton | Architecture | Buildable) -> str:
     """A net in words: its blocks with width and map, or a whole net."""
     if not isinstance(net, Skeleton):
         return f"the whole net {net.digest}"

@@ -144,6 +144,13 @@ class PickyVirtualRuntime(VirtualRuntime):
         return super().build(module, input_shape)
 
 
+@register_runtime("virtual_refusing")
+class RefusingVirtualRuntime(PickyVirtualRuntime):
+    """Cannot build whatever has this word in its module: attention of MetaFormer baselines."""
+
+    name, refuses = "virtual_refusing", "Attention"
+
+
 def _measured(nets: Mapping[Any, Callable[[], object]], **options: Any) -> dict[Any, Timing]:
     """`measure`, but virtual nets are timed by their own clock, and nothing interrupts them."""
     if not all(isinstance(net, VirtualNet) for net in nets.values()):

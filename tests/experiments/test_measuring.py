@@ -107,6 +107,36 @@ def test_a_table_of_another_condition_is_refused_with_both(
         assert "but this would measure" in mistake
 
 
+def test_a_table_of_another_resolution_is_refused_with_both(
+    finished: Path, delivered: Path, slimformer: Slimformer
+) -> None:
+    words = ("--table", finished, "--runtime", "virtual", *QUICK)
+    mistake = slimformer("measure", delivered, *words, "--resolution", "16").mistake
+    assert mistake == f"the table is of 8x8 pixels, but this would measure 16x16 ({delivered})"
+    mistake = slimformer("measure", "poolformerv2_s12", *words).mistake
+    assert "is of 8x8 pixels, but this would measure 224x224 (poolformerv2_s12)" in mistake
+
+
+def test_a_files_resolution_cannot_be_chosen(delivered: Path, slimformer: Slimformer) -> None:
+    for name in ("model.onnx", "model.pte"):
+        mistake = slimformer("measure", delivered, delivered / name, "--resolution", "16", *QUICK).mistake
+        assert mistake == f"{delivered / name}: a model's file has its own resolution; measure it without --resolution"
+
+
+def test_a_model_that_the_runtime_refuses_is_a_line_and_the_others_are_measured(
+    delivered: Path, tmp_path: Path, slimformer: Slimformer
+) -> None:
+    saved = tmp_path / "measured.json"
+    words = ("--runtime", "virtual_refusing", "--resolution", "32", *QUICK)
+    outcome = slimformer("measure", "caformer_s18", "poolformerv2_s12", *words, "--save", saved)
+    assert outcome.code == 0, outcome.err
+    (warning,) = (line for line in outcome.out.splitlines() if "warning" in line)
+    refused = "virtual_refusing 1 cannot run caformer_s18, input (1, 3, 32, 32) (RuntimeError: no kernel for this)"
+    assert warning == f"  warning: {refused}"
+    assert [model["name"] for model in json.loads(saved.read_text())["models"]] == ["poolformerv2_s12"]
+    assert slimformer("measure", "caformer_s18", *words).mistake == refused
+
+
 def test_folder_and_architecture_and_published_name_are_known(delivered: Path) -> None:
     expected = Architecture.load(delivered / "architecture.yaml")
     assert measurable(str(delivered), resolution_px=None).architecture == expected
