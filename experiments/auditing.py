@@ -18,7 +18,7 @@ from search.latency_audit import LatencyErrors, LatencyPair, corrected, errors, 
 from search.latency_table import LatencyTable
 from search.net_building import CannotBuild
 from search.parts import LatencyKey, keys
-from supernet import Architecture, SearchSpace, cost
+from supernet import Architecture, SearchSpace, UserError, cost
 from supernet.schema import save
 from train.randomness import generator_for
 
@@ -66,12 +66,22 @@ class AuditRecord(PredictorErrors):
 def spread_nets(
     space: SearchSpace, table: LatencyTable, *, count: int, seen: set[str], generator: torch.Generator
 ) -> list[Architecture]:
-    """Random nets, as evenly over the range of predicted latency as they come, without those of these digests."""
+    """Random nets, as evenly over the range of predicted latency as they come, without those of these digests.
+
+    Raises `UserError` where there are no others.
+    """
     found: dict[str, tuple[float, Architecture]] = {}
+    drawn = set[str]()
     for _ in range(DRAWS_A_NET * count):
         net = space.random(generator)
+        drawn.add(net.digest)
         if net.digest not in seen:
             found[net.digest] = (table.latency_ms(net), net)
+    if not found:
+        raise UserError(
+            f"the space has {len(drawn)} net{'s' if len(drawn) > 1 else ''}, and the table's audit has measured all of"
+            " them: there is none that it has not seen"
+        )
     left = sorted(found.values(), key=lambda pair: pair[0])
     chosen: list[Architecture] = []
     for target_ms in np.linspace(left[0][0], left[-1][0], min(count, len(left))):

@@ -18,7 +18,7 @@ from experiments.run import Run
 from search.isolated import alone, isolated_ms, isolated_nets
 from search.parts import keys
 from search.runtimes import runtime
-from supernet import published_architecture
+from supernet import UserError, published_architecture
 
 Slimformer = Callable[..., Any]
 
@@ -164,6 +164,15 @@ def test_nets_are_spread_over_the_range(run: Run) -> None:
     seen = {nets[0].digest}
     again = spread_nets(run.space, run.table, count=10, seen=seen, generator=torch.Generator().manual_seed(0))
     assert nets[0].digest not in {net.digest for net in again}
+
+
+def test_a_space_whose_nets_are_all_in_the_tables_audit_is_one_line(run: Run) -> None:
+    stages = [stage.model_copy(update={"candidates": stage.candidates[:1]}) for stage in run.space.stages]
+    widths = [stage.width_channels.model_copy(update={"largest": 8}) for stage in stages]
+    stages = [one.model_copy(update={"width_channels": two}) for one, two in zip(stages, widths, strict=True)]
+    space = run.space.model_copy(update={"stages": tuple(stages)})
+    with pytest.raises(UserError, match="the space has 1 net, and the table's audit has measured all of them"):
+        spread_nets(space, run.table, count=3, seen={space.largest.digest}, generator=torch.Generator().manual_seed(0))
 
 
 def test_every_part_of_a_net_runs_alone() -> None:
