@@ -48,10 +48,14 @@ class StageRecord(Record):
 
 
 class BegunStage(Record):
-    """A stage that was begun and not finished: the digest of what goes in, and the seconds spent before this try."""
+    """A stage that was begun and not finished: the digest of what goes in, and the seconds spent before this try.
+
+    `replaces` are the files that it wrote when it was last finished.
+    """
 
     key: str
     seconds: float
+    replaces: tuple[str, ...] = ()
 
 
 class Manifest(Record):

@@ -56,10 +56,11 @@ def run_stage(run: Run, stage: Stage, *, redo: bool) -> None:
         run.screen.line(f"{stage.name}: done before, in {minutes(record.seconds)}")
         return
     begun = manifest.begun.get(stage.name)
+    replaces = tuple(record.artifacts) if record is not None else begun.replaces if begun is not None else ()
     if begun is None or begun.key != key or redo:
         _check_beginning(run, stage)  # before what an earlier try left is removed
         clear_working_files(stage.name, run.path)
-        begun = BegunStage(key=key, seconds=0.0)
+        begun = BegunStage(key=key, seconds=0.0, replaces=replaces)
     run.folder.begin(stage.name, begun)
     run.screen.line(f"{stage.name} ..." + (" (going on)" if begun.seconds else ""))
     torch.set_num_threads(run.threads)

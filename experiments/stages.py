@@ -120,18 +120,20 @@ def train_supernet_stage(run: Run) -> list[Path]:
 def table_stage(run: Run) -> list[Path]:
     """Measure the latency table, and the random whole nets that audit it, all interleaved, or take a bundle's."""
     table, timings = read_table_bundle(run) if run.elsewhere else _measured_table(run)
-    for stale in run.path.glob("latency-*.json"):
-        stale.unlink()
     checked = audit(table, timings)
     table_path, audit_path = run.path / table.file_name, run.path / AUDIT
     after = checked.held_out.mean_absolute_error_percent if checked.held_out else None
     table.corrected(checked.correction, held_out_error_percent=after).save(table_path)
     checked.save(audit_path)
+    for stale in {*run.folder.manifest.begun["table"].replaces} - {table_path.name, audit_path.name}:
+        (run.path / stale).unlink(missing_ok=True)
     for one in table.left_out:
         run.screen.line(f"  warning: stage {one.stage} is searched without {one.candidate}: {one.reason}")
     loose = sum(not entry.settled for entry in table.entries)
+    between = sum(entry.interpolated for entry in table.entries)
     run.screen.line(
-        f"  {len(table.entries)} entries{f', {loose} of them not settled' if loose else ''};"
+        f"  {len(table.entries)} entries{f', {between} of them between measured ones' if between else ''}"
+        f"{f', {loose} of them not settled' if loose else ''};"
         f" on {len(checked.pairs)} random whole nets: mean absolute error"
         f" {checked.mean_absolute_error_percent:.1f} % before the correction"
         + (f", {after:.1f} % after it on nets it was not fitted to" if after is not None else "")

@@ -48,6 +48,36 @@ def disturb(monkeypatch: pytest.MonkeyPatch, name: str, device: Any, *, calls: i
     return count
 
 
+def test_a_new_table_takes_the_place_of_the_runs_old_one_alone_and_only_when_it_is_there(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = copied.glob("latency-virtual-*.json")
+    others = copied / "latency-phone.json"
+    others.write_bytes(old.read_bytes())
+
+    def stopped(*words: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = ("table", copied, "--set", "table.runtime=virtual_too", "--redo")
+    with monkeypatch.context() as patch:
+        patch.setattr(LatencyTable, "save", stopped)
+        assert slimformer(*words).code == 130
+    assert old.exists()
+    assert slimformer(*words[:-1]).code == 0
+    (new,) = copied.glob("latency-virtual_too-*.json")
+    assert {path.name for path in copied.glob("latency-*.json")} == {new.name, others.name, "latency-audit.json"}
+
+
+def test_the_table_says_how_many_of_its_entries_lie_between_measured_ones(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    wide = [word for stage in (1, 2) for word in ("--set", f"space.stages.{stage}.width_channels.largest=72")]
+    outcome = slimformer("table", tiny(), "--out", tmp_path / "run", *wide)
+    assert outcome.code == 0, outcome.err
+    assert f" entries, {9 * 9 - 8 * 8} of them between measured ones" in outcome.out
+    assert "between" not in slimformer("table", tiny(), "--out", tmp_path / "small").out
+
+
 def test_a_whole_run_leaves_every_file_of_the_design(finished: Path) -> None:
     (table,) = finished.glob("latency-*-b1-t1.json")
     assert table.name == LatencyTable.load(table).file_name
