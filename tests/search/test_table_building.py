@@ -13,12 +13,12 @@ from torch import nn
 
 from search import bench, measure, table_building
 from search.latency_audit import LatencyAudit, audit
-from search.latency_table import LatencyTable
-from search.measure import HURRIED_ROUNDS
+from search.latency_table import LatencyTable, Protocol, RuntimeName
+from search.measure import HURRIED_ROUNDS, Timing
 from search.parts import keys
 from search.runtimes import runtime
-from search.skeletons import Recipe, SkeletonModule, recipes
-from search.table_building import build_table, required_keys, table_nets
+from search.skeletons import Recipe, Skeleton, SkeletonModule, build_skeleton, recipes
+from search.table_building import Condition, build_table, required_keys, table_nets
 from supernet.architecture import Architecture
 from supernet.metaformer import MetaFormer, MetaFormerStage
 from supernet.schema import UserError
@@ -198,22 +198,30 @@ def test_more_pairs_than_allowed_are_interpolated_on_the_bilinear_surface():
         assert entry.median_ms == pytest.approx(exact.ms(entry.key), rel=1e-3)
 
 
-def test_what_lies_between_measured_pairs_is_settled_where_all_of_them_are(monkeypatch):
-    monkeypatch.setattr(measure, "VISIT_MS", 0.2)
-    device = AdditiveDevice()
-    device.jitter = 0.1
-    found = table_of(device, space(largest=112, tokens=False), pairs=9, standard_error_percent=50.0)
+def test_what_lies_between_measured_pairs_is_settled_where_all_of_them_are():
+    searched, device = space(largest=112, tokens=False), AdditiveDevice()
+    nets = table_nets(searched, copies=4, pairs=9)
+
+    def timing(net: Skeleton) -> Timing:
+        ms = device.duration_ns(build_skeleton(net)) / 1e6
+        noisy = [stage.width_channels for stage in net.stages] == [16, 16]
+        return Timing((0.5 * ms, ms, 2 * ms) if noisy else (ms, ms, ms), runs=3)
+
+    found = table_building.table_of(
+        searched,
+        {net: timing(net) for net in nets},
+        condition=Condition(RuntimeName(name="additive", version="1"), "fp32", 1, 1, measure.machine(), "2026-01-31"),
+        protocol=Protocol(rounds=3, warmup=3, copies=4, settle=1, nets=len(nets), seed=0),
+        pairs=9,
+    )
     pairs = [entry for entry in found.entries if entry.part == "downsampling"]
     measured = {(entry.in_channels, entry.out_channels): entry for entry in pairs if not entry.interpolated}
-    known = [sorted(set(widths)) for widths in zip(*measured, strict=True)]
-    between = [entry for entry in pairs if entry.interpolated]
-    for entry in between:
-        around = [
-            {max(w for w in widths if w <= width), min(w for w in widths if w >= width)}
-            for widths, width in zip(known, (entry.in_channels, entry.out_channels), strict=True)
-        ]
-        assert entry.settled == all(measured[widths].settled for widths in itertools.product(*around))
-    assert {entry.settled for entry in between} == {True, False}
+    assert [widths for widths, entry in measured.items() if not entry.settled] == [(16, 16)]
+    in_widths, out_widths = (sorted(set(widths)) for widths in zip(*measured, strict=True))
+    unsettled = {(entry.in_channels, entry.out_channels) for entry in pairs if not entry.settled}
+    near = itertools.product(range(16, in_widths[1], 16), range(16, out_widths[1], 16))
+    assert unsettled == set(near)
+    assert len(unsettled) > 1
 
 
 def test_chunks_are_linked_by_a_common_net_when_the_machine_changes_its_speed(monkeypatch):
