@@ -213,7 +213,7 @@ class Run:
             else:
                 slowdown = now
             timings |= found
-        return timings, slowdown
+        return {net: timings[net] for net in nets}, slowdown
 
     def _built(self, nets: Sequence[NetT], *, room: float, least: int) -> dict[NetT, Built]:
         """The first of these nets on the runtime, until their weights fill the room, but so many at least."""
