@@ -85,8 +85,8 @@ class Bench:
                 timings[net] = found[net].scaled(speed)
         return timings, rounds
 
-    def tried(self, nets: Sequence[Timed]) -> Iterator[tuple[Timed, CannotBuild | None]]:
-        """Build each net and say whether the runtime refuses it; what it takes is kept for the measurement."""
+    def tried(self, nets: Sequence[Timed]) -> Iterator[CannotBuild | None]:
+        """Build each net and say why the runtime refuses it, if it does; what it takes is kept for the measurement."""
         made = building(nets, self.runtime, batch_size=self.batch_size, processes=self.processes)
         for net, make in zip(nets, made, strict=True):
             error = None
@@ -94,7 +94,7 @@ class Bench:
                 self._keep(net, self._timed(make))
             except CannotBuild as refused:
                 error = refused
-            yield net, error
+            yield error
 
     def _timed(self, make: Callable[[], Built]) -> Built:
         began_ns = self.clock()

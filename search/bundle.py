@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 from torch import nn
 
 import search.bundle_script
-from search.latency_table import RuntimeName
+from search.latency_table import LeftOut, RuntimeName
 from search.measure import RETAKES, SAMPLE_MS, SETTLE_CALLS, SETTLE_MS, VISIT_MS, Machine, Progress, Timing, timings_of
 from search.model_files import (
     ModelFile,
@@ -29,7 +29,10 @@ from search.model_files import (
     size_bytes,
     write_model,
 )
+from search.net_building import answered, described, module_of
+from search.skeletons import Skeleton
 from search.table_building import Condition
+from supernet.architecture import Architecture
 from supernet.block_types import Positive
 from supernet.schema import Record, UserError, load, save, write_atomically
 
@@ -42,7 +45,7 @@ PRECISIONS = {  # of the runtimes that `measure.py` knows
 }
 # How a net is built, as a module or as the file of the runtime that it is already, and C,H,W of its input.
 ShapedNet = tuple[Callable[[], nn.Module | ModelFile], tuple[int, int, int]]
-LONGEST_CPU = 120
+LONGEST_CPU, LONGEST_REASON = 120, 300
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Milliseconds = Annotated[float, Field(ge=1e-6, le=1e7)]
 
@@ -71,7 +74,10 @@ class BundleProtocol(Record):
 
 
 class Plan(Record):
-    """What is to be measured, and how; `plugins` are the files that the nets' blocks come from."""
+    """What is to be measured, and how; `plugins` are the files that the nets' blocks come from.
+
+    `left_out` are the candidates of a table's space that could not be written for the runtime.
+    """
 
     schema_version: Literal[1] = 1
     runtime: Literal["onnxruntime", "openvino", "executorch", "coreml"]
@@ -81,6 +87,7 @@ class Plan(Record):
     protocol: BundleProtocol
     seed: int
     plugins: dict[str, Sha256]
+    left_out: tuple[LeftOut, ...] = ()
     nets: Annotated[tuple[PlannedNet, ...], Field(min_length=1)]
 
 
@@ -92,7 +99,10 @@ class MeasuredNet(Record):
 
 
 class Results(Record):
-    """What `measure.py` writes; `plan` is the sha256 of the plan's file, nets of one chunk were measured together."""
+    """What `measure.py` writes; `plan` is the sha256 of the plan's file, nets of one chunk were measured together.
+
+    `refused` are the nets that do not run on the device, with the runtime's words.
+    """
 
     schema_version: Literal[1] = 1
     plan: Sha256
@@ -100,12 +110,43 @@ class Results(Record):
     machine: Machine
     date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
     chunks: tuple[dict[str, MeasuredNet], ...]
+    refused: dict[str, Annotated[str, Field(max_length=LONGEST_REASON)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _named(self) -> Results:
         if len(self.machine.cpu) > LONGEST_CPU:  # it becomes part of a file's name
             raise ValueError(f"machine.cpu: has {len(self.machine.cpu)} characters, but at most {LONGEST_CPU} may be")
         return self
+
+
+class Measured(NamedTuple):
+    """A bundle that was measured: by the nets' names what they took, or why they did not run."""
+
+    plan: Plan
+    condition: Condition
+    timings: dict[str, Timing]
+    refused: dict[str, str]
+
+
+def check_bundle(directory: Path, *, runtime: str, precision: str) -> None:
+    """Raise `UserError` for a runtime that `measure.py` does not know, and for a folder that holds something else."""
+    if precision not in PRECISIONS.get(runtime, ()):
+        known = ", ".join(f"{name} in {' or '.join(formats)}" for name, formats in PRECISIONS.items())
+        raise UserError(
+            f"a bundle measures with {known}, not with {runtime} in {precision}: set table.runtime and table.precision"
+        )
+    if directory.exists() and any(directory.iterdir()) and not (directory / PLAN).exists():
+        raise UserError(f"{directory}: is not empty and holds no bundle; name another folder")
+
+
+def exported(net: Skeleton | Architecture, *, runtime: str, precision: str, batch_size: int) -> ModelFile:
+    """A net as a bundle holds it. Raises `CannotBuild` if it cannot be written for the runtime."""
+    module, shape = module_of(net), (batch_size, *net.input_shape)
+
+    def content() -> ModelFile:
+        return bundled(runtime, model_file(runtime, module, shape, precision=precision), shape)
+
+    return answered(described(net), runtime, shape, content)
 
 
 def write_bundle(
@@ -119,6 +160,7 @@ def write_bundle(
     rounds: int,
     seed: int,
     plugins: Mapping[str, str] | None = None,
+    left_out: tuple[LeftOut, ...] = (),
     warmup: int = 3,
     min_runs: int = 30,
     progress: Progress | None = None,
@@ -126,15 +168,9 @@ def write_bundle(
     """Write a bundle of nets by their names; the plan comes last.
 
     Results that are there and belong to this very plan count on; those of another are kept as `results-*.json`. Raises
-    `UserError` for a runtime that `measure.py` does not know, and for a folder that holds something else.
+    as `check_bundle` does.
     """
-    if precision not in PRECISIONS.get(runtime, ()):
-        known = ", ".join(f"{name} in {' or '.join(formats)}" for name, formats in PRECISIONS.items())
-        raise UserError(
-            f"a bundle measures with {known}, not with {runtime} in {precision}: set table.runtime and table.precision"
-        )
-    if directory.exists() and any(directory.iterdir()) and not (directory / PLAN).exists():
-        raise UserError(f"{directory}: is not empty and holds no bundle; name another folder")
+    check_bundle(directory, runtime=runtime, precision=precision)
     planned = []
     for number, (name, (build, shape)) in enumerate(nets.items(), start=1):
         net, input_shape = build(), (batch_size, *shape)
@@ -162,21 +198,25 @@ def write_bundle(
             "protocol": BundleProtocol(rounds=rounds, warmup=warmup, min_runs=min_runs, settle_ms=SETTLE_MS),
             "seed": seed,
             "plugins": dict(plugins or {}),
+            "left_out": left_out,
             "nets": tuple(planned),
         }
     )
-    if (directory / PLAN).exists() and (directory / RESULTS).exists() and load(Plan, directory / PLAN) != plan:
+    measured = (directory / PLAN).exists() and (directory / RESULTS).exists()
+    counts_on = measured and load(Plan, directory / PLAN) == plan
+    if measured and not counts_on:
         before = hashlib.sha256((directory / PLAN).read_bytes()).hexdigest()[:8]
         (directory / RESULTS).rename(directory / f"results-{before}.json")
     write_atomically(directory / SCRIPT, Path(search.bundle_script.__file__).read_bytes())
-    save(plan, directory / PLAN)
+    if not counts_on:  # results name the plan's bytes, which an older version wrote otherwise
+        save(plan, directory / PLAN)
     for left in {*(directory / "nets").glob("[0-9]*.*")} - {directory / net.file for net in planned}:
         remove_model(left)  # of an earlier bundle, which was larger or for another runtime
     return plan
 
 
-def read_bundle(directory: Path) -> tuple[Plan, Condition, dict[str, Timing]]:
-    """A bundle's plan, the condition under which it was measured, and the timing of every net, by its name.
+def read_bundle(directory: Path) -> Measured:
+    """A bundle's plan, the condition under which it was measured, and what came of every net.
 
     Raises `UserError` if it was not measured yet, and for results of another plan, cut short, or with impossible times.
     """
@@ -203,22 +243,25 @@ def read_bundle(directory: Path) -> tuple[Plan, Condition, dict[str, Timing]]:
         machine=results.machine,
         date=results.date,
     )
-    return plan, condition, _timings(plan, results)
+    return Measured(plan, condition, _timings(plan, results), results.refused)
 
 
 def _check_complete(plan: Plan, results: Results, path: Path) -> None:
     planned = {net.name for net in plan.nets}
-    found = {name for chunk in results.chunks for name in chunk}
+    timed = {name for chunk in results.chunks for name in chunk}
+    found = timed | results.refused.keys()
     if unknown := sorted(found - planned):
         raise UserError(f"{path}: has times of nets that {PLAN} does not know, {unknown[0]} for one")
+    if both := sorted(timed & results.refused.keys()):
+        raise UserError(f"{path}: has times of {both[0]}, and says that it does not run; measure anew")
     if missing := planned - found:
         raise UserError(
             f"{path}: {len(missing)} of {len(planned)} nets have no times; run python {SCRIPT} on the device again,"
             " it goes on"
         )
     for chunk in results.chunks:
-        if plan.nets[0].name not in chunk:
-            raise UserError(f"{path}: a chunk lacks the net {plan.nets[0].name}, which links the chunks; measure anew")
+        if (reference := _reference(plan, results)) not in chunk:
+            raise UserError(f"{path}: a chunk lacks the net {reference}, which links the chunks; measure anew")
         for name, net in chunk.items():
             if len(net.samples_ms) != plan.protocol.rounds:
                 raise UserError(
@@ -226,10 +269,16 @@ def _check_complete(plan: Plan, results: Results, path: Path) -> None:
                 )
 
 
+def _reference(plan: Plan, results: Results) -> str:
+    """The first net that runs on the device."""
+    return next(net.name for net in plan.nets if net.name not in results.refused)
+
+
 def _timings(plan: Plan, results: Results) -> dict[str, Timing]:
     """Drift divided out within each chunk, and the chunks brought to the speed of the first by the net in all."""
-    reference, timings = plan.nets[0].name, dict[str, Timing]()
+    timings: dict[str, Timing] = {}
     for chunk in results.chunks:
+        reference = _reference(plan, results)
         found = dict(
             zip(
                 chunk,

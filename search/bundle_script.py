@@ -33,7 +33,10 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError as missing:
+    sys.exit(f"numpy cannot be loaded ({missing}): pip install numpy, and the runtime that plan.json names")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,8 +109,8 @@ def executorch_net(path: Path, shape: Sides, threads: int) -> Net:
     if not loaded:
         portable_lib._unsafe_reset_threadpool(threads)
     program = Runtime.get().load_program(path.read_bytes())
-    method = program.load_method("forward")
     loaded.append(program)
+    method = program.load_method("forward")
     images = torch.from_numpy(noise(shape or method.metadata.input_tensor_meta(0).sizes()))
     return lambda: method.execute([images])
 
@@ -116,8 +119,6 @@ def coreml_net(path: Path, shape: Sides, threads: int) -> Net:
     """The same of an .mlpackage folder with Core ML, on a Mac, which uses what units and threads it likes."""
     import coremltools
 
-    if platform.system() != "Darwin":
-        sys.exit("Core ML runs on macOS alone")
     model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit.ALL)
     images = model.get_spec().description.input[0]
     feed = {images.name: noise(shape or images.type.multiArrayType.shape)}
@@ -130,7 +131,29 @@ BUILD = {
     "executorch": executorch_net,
     "coreml": coreml_net,
 }
+MODULES = {  # what each needs, and the package that brings it
+    "onnxruntime": ("onnxruntime", "onnxruntime"),
+    "openvino": ("openvino", "openvino"),
+    "executorch": ("executorch.runtime", "executorch torch"),
+    "coreml": ("coremltools", "coremltools"),
+}
 loaded: list[object] = []  # ExecuTorch's programs, which its methods use
+
+
+def check_installed(runtime: str) -> None:
+    """End, with what to do in one line, where a runtime is not installed."""
+    if runtime == "coreml" and platform.system() != "Darwin":
+        sys.exit("Core ML runs on macOS alone")
+    module, package = MODULES[runtime]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        sys.exit(f"{runtime} cannot be loaded ({one_line(error)}): pip install {package}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's words, in one line that is not too long."""
+    return " ".join(str(error).split())[:200]
 
 
 def version_of(runtime: str) -> str:
@@ -253,60 +276,100 @@ def chunks_of(nets: list[dict[str, Any]], size: float) -> list[list[dict[str, An
     return [list({net["name"]: net for net in chunk}.values()) for chunk in chunks]
 
 
-def measure_plan(folder: Path, chunk_bytes: float) -> None:
-    """Measure what plan.json lists, and write results.json after every chunk."""
-    content = (folder / "plan.json").read_bytes()
-    plan, results_path = json.loads(content), folder / "results.json"
-    runtime = plan["runtime"]
-    version = version_of(runtime)
+def begun_results(content: bytes, runtime: str, results_path: Path) -> dict[str, Any]:
+    """What results.json holds already, of this very plan, runtime and machine, or nothing yet."""
     results: dict[str, Any] = {
         "schema_version": 1,
         "plan": hashlib.sha256(content).hexdigest(),
-        "runtime": {"name": runtime, "version": version},
+        "runtime": {"name": runtime, "version": version_of(runtime)},
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
         "chunks": [],
+        "refused": {},
     }
     if results_path.exists():
         before = json.loads(results_path.read_text())
         differ = [name for name in ("plan", "runtime", "machine") if before[name] != results[name]]
         if differ:
             sys.exit(f"results.json is there already, of another {' and '.join(differ)}: move it away first")
-        results["chunks"] = before["chunks"]
+        results["chunks"], results["refused"] = before["chunks"], before.get("refused", {})
+    return results
+
+
+def running(path: Path, net: dict[str, Any], plan: dict[str, Any], refused: dict[str, str]) -> dict[str, Net]:
+    """A net of the plan that runs here, by its name; or nothing, and `refused` says why."""
+    if sha256_of(path) != net["sha256"]:
+        sys.exit(f"{path}: was changed or cut short; copy the bundle again")
+    try:
+        run = BUILD[plan["runtime"]](path, net["input_shape"], plan["threads"])
+        run()
+    except MemoryError:
+        sys.exit(f"{path}: there is not memory enough; load fewer nets at once, with --most-mb")
+    except Exception as error:
+        refused[net["name"]] = f"{type(error).__name__}: {one_line(error)}"
+        return {}
+    return {net["name"]: run}
+
+
+def measure_plan(folder: Path, chunk_bytes: float) -> None:
+    """Measure what plan.json lists, and write results.json after every chunk; nets that do not run are noted there.
+
+    The first net that runs is in every chunk.
+    """
+    if not (folder / "plan.json").is_file():
+        sys.exit(f"{folder}: holds no plan.json; copy the whole bundle, or name models: python measure.py a.onnx")
+    content, results_path = (folder / "plan.json").read_bytes(), folder / "results.json"
+    plan = json.loads(content)
+    check_installed(plan["runtime"])
+    results = begun_results(content, plan["runtime"], results_path)
+    refused, nets = results["refused"], plan["nets"]
     done = {name for chunk in results["chunks"] for name in chunk}
-    order = random.Random(plan["seed"])
-    chunks = chunks_of(plan["nets"], chunk_bytes)
+    first: dict[str, Net] = {}
+    while not first and not all(net["name"] in refused for net in nets):
+        reference = next(net for net in nets if net["name"] not in refused)
+        first = running(folder / reference["file"], reference, plan, refused)
+    if not first:
+        sys.exit(f"none of {len(nets)} nets runs here, the first because: {next(iter(refused.values()))}")
+    order, rounds = random.Random(plan["seed"]), plan["protocol"]["rounds"]
+    chunks = chunks_of(nets[nets.index(reference) :], chunk_bytes)
     for number, chunk in enumerate(chunks, start=1):
-        if all(net["name"] in done for net in chunk):
+        if all(net["name"] in done or net["name"] in refused for net in chunk):
             continue
-        built: dict[str, Net] = {}
-        for net in chunk:
-            path = folder / net["file"]
-            if sha256_of(path) != net["sha256"]:
-                sys.exit(f"{path}: was changed or cut short; copy the bundle again")
-            try:
-                built[net["name"]] = BUILD[runtime](path, net["input_shape"], plan["threads"])
-            except Exception as error:
-                sys.exit(f"{path}: {runtime} {version} cannot run this net: {error}")
+        built = dict(first)
+        for net in chunk[1:]:
+            if net["name"] not in refused:
+                built.update(running(folder / net["file"], net, plan, refused))
             say(f"part {number} of {len(chunks)}: {len(built)} of {len(chunk)} nets loaded")
-        rounds = plan["protocol"]["rounds"]
-        found = measure(
-            built,
-            plan["protocol"],
-            order,
-            lambda done: say(f"part {number} of {len(chunks)}: round {done} of {rounds}"),  # noqa: B023
-        )
-        results["chunks"].append(found)
+        if not done.issuperset(built):
+            results["chunks"].append(
+                measure(
+                    built,
+                    plan["protocol"],
+                    order,
+                    lambda done: say(f"part {number} of {len(chunks)}: round {done} of {rounds}"),  # noqa: B023
+                )
+            )
+            done.update(built)
         part = results_path.with_name("results.json.part")
         part.write_text(json.dumps(results))
         part.replace(results_path)
     print(f"\nWritten: {results_path}", file=sys.stderr)
+    for name, reason in refused.items():
+        print(f"does not run here: {name}: {reason}", file=sys.stderr)
 
 
 def measure_files(files: list[str], runtime: str, threads: int, rounds: int) -> None:
     """Print the median latency of models, measured in the same rounds."""
+    check_installed(runtime)
     protocol = {**FILES_PROTOCOL, "rounds": rounds}
-    nets: dict[str, Net] = {file: BUILD[runtime](Path(file), None, threads) for file in files}
+    nets: dict[str, Net] = {}
+    for file in files:
+        try:
+            nets[file] = BUILD[runtime](Path(file), None, threads)
+        except Exception as error:
+            print(f"does not run here: {file}: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+    if not nets:
+        sys.exit(2)
     found = measure(nets, protocol, random.Random(0), lambda done: say(f"{done} of {rounds}"))
     print(file=sys.stderr)
     for file, timing in found.items():

@@ -64,8 +64,8 @@ class Entry(Record):
 
     `settled` is False where the standard error stayed above what was asked for (`Protocol`), or the difference at or
     below zero, until the time was over; in the latter case the part counts as a tiny positive number. A single round
-    tells no standard error. `interpolated` marks downsamplings that were not measured but lie between measured ones, and
-    are settled where those are.
+    tells no standard error. `interpolated` marks downsamplings that were not measured but lie between measured ones;
+    they are settled where those are.
     """
 
     part: Part

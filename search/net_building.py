@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from search.measure import Net, machine
-from search.runtimes import ExportingRuntime, Runtime
+from search.runtimes import ExportingRuntime, NotInstalled, Runtime
 from search.skeletons import Skeleton, build_skeleton
 from search.timed_weights import timed_weights
 from supernet.architecture import Architecture
@@ -96,7 +96,7 @@ def _build(net: Skeleton | Architecture | Buildable, runtime: Runtime, batch_siz
     module = module_of(net)
     size_bytes = sum(parameter.nbytes for parameter in module.parameters())
     shape = (batch_size, *net.input_shape)
-    return Built(answered(described(net), runtime, shape, partial(runtime.build, module, shape)), size_bytes)
+    return Built(answered(described(net), named(runtime), shape, partial(runtime.build, module, shape)), size_bytes)
 
 
 def _from_files(
@@ -150,7 +150,7 @@ class _Files(Dataset["bytes | _Refusal"]):
         shape = (self.batch_size, *net.input_shape)
         module = module_of(net)
         try:
-            return answered(described(net), self.runtime, shape, partial(self.runtime.export, module, shape))
+            return answered(described(net), named(self.runtime), shape, partial(self.runtime.export, module, shape))
         except CannotBuild as error:
             return _Refusal(error.reason)
 
@@ -163,22 +163,27 @@ def _load(
 ) -> Built:
     if isinstance(made, _Refusal):
         raise CannotBuild(made.reason)
-    return Built(answered(described(net), runtime, shape, partial(runtime.load, made, shape)), len(made))
+    return Built(answered(described(net), named(runtime), shape, partial(runtime.load, made, shape)), len(made))
 
 
 ResultT = TypeVar("ResultT")
 
 
-def answered(what: str, runtime: Runtime, shape: tuple[int, ...], work: Callable[[], ResultT]) -> ResultT:
-    """What a runtime answers. Raises `CannotBuild` with its words where it refuses what is named here."""
+def answered(what: str, who: str, shape: tuple[int, ...], work: Callable[[], ResultT]) -> ResultT:
+    """What a runtime answers, whose name and version are `who`. Raises `CannotBuild` with its words if it refuses."""
     try:
         return work()
-    except (OSError, MemoryError, torch.OutOfMemoryError):  # not the net's fault
+    except (OSError, MemoryError, torch.OutOfMemoryError, NotInstalled):  # not the net's fault
         raise
     except Exception as error:  # of any runtime, also a user's
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         reason = " ".join(f"{kind}{error}".split())[:300]
-        raise CannotBuild(f"{runtime.name} {runtime.version} cannot run {what}, input {shape} ({reason})") from error
+        raise CannotBuild(f"{who} cannot run {what}, input {shape} ({reason})") from error
+
+
+def named(runtime: Runtime) -> str:
+    """A runtime's name and version."""
+    return f"{runtime.name} {runtime.version}"
 
 
 def described(net: Skeleton | Architecture | Buildable) -> str:

@@ -29,6 +29,7 @@ from scipy.interpolate import RegularGridInterpolator
 from search.bench import Bench, Timed
 from search.latency_table import Entry, LatencyTable, LeftOut, Protocol, RuntimeName
 from search.measure import SETTLE_CALLS, SETTLE_MS, Clock, Machine, Progress, Rounds, Timing, machine, most_redone
+from search.net_building import CannotBuild
 from search.parts import LatencyKey, keys
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, lone_blocks, recipes
@@ -59,8 +60,11 @@ def table_of(
     condition: Condition,
     protocol: Protocol,
     pairs: int = PAIRS,
+    left_out: tuple[LeftOut, ...] = (),
 ) -> LatencyTable:
     """The table that follows from timings of all `table_nets`, taken elsewhere; nothing is measured.
+
+    The space is that without what was `left_out`.
 
     What came out at or below zero counts as a tiny positive number and is not settled. Raises `KeyError` for a net
     without a timing.
@@ -68,7 +72,7 @@ def table_of(
     found = _Recipes.of(space, copies=protocol.copies, pairs=pairs)
     goal = protocol.standard_error_percent / 100
     values = _with_unsettled(found, _solve(found.measured, timings), goal, space)
-    return _table(space, found, values, condition, protocol)
+    return _table(space, found, values, condition, protocol, left_out)
 
 
 def build_table(
@@ -106,8 +110,8 @@ def build_table(
     """
     generator = torch.Generator().manual_seed(seed)
     bench = Bench(runtime, batch_size, rounds, warmup, generator, clock, 1e9 * most_seconds, processes)
-    left_out = _refused(space, bench, progress)
-    space = _without(space, left_out)
+    left_out = refused_candidates(space, bench.tried, progress)
+    space = without_refused(space, left_out)
     found = _Recipes.of(space, copies=copies, pairs=pairs)
     measured, skeletons = found.measured, found.skeletons
     wholes = list(dict.fromkeys(whole_nets(space)))
@@ -147,22 +151,29 @@ def build_table(
     return table, {net: timings[net] for net in wholes}
 
 
-def _refused(space: SearchSpace, bench: Bench, progress: Progress | None) -> tuple[LeftOut, ...]:
-    """The candidates that the runtime cannot build, at the first width where it shows; the others' nets are kept."""
-    todo: dict[Timed, list[tuple[int, str]]] = {}
+def refused_candidates(
+    space: SearchSpace,
+    tried: Callable[[Sequence[Skeleton]], Iterable[CannotBuild | None]],
+    progress: Progress | None = None,
+) -> tuple[LeftOut, ...]:
+    """The candidates that the runtime cannot build, at the first width where it shows.
+
+    `tried` says of each net why it is refused, if it is.
+    """
+    todo: dict[Skeleton, list[tuple[int, str]]] = {}
     for stage, candidate, net in lone_blocks(space):
         todo.setdefault(net, []).append((stage, candidate.name))
     refused: dict[tuple[int, str], LeftOut] = {}
-    for done, (tried, error) in enumerate(bench.tried(list(todo)), start=1):
+    for done, (places, error) in enumerate(zip(todo.values(), tried(list(todo)), strict=True), start=1):
         if error is not None:
-            for stage, name in todo[tried]:
+            for stage, name in places:
                 refused.setdefault((stage, name), LeftOut(stage=stage, candidate=name, reason=error.reason))
         if progress is not None:
             progress(done, len(todo))
     return tuple(refused.values())
 
 
-def _without(space: SearchSpace, left_out: Sequence[LeftOut]) -> SearchSpace:
+def without_refused(space: SearchSpace, left_out: Sequence[LeftOut]) -> SearchSpace:
     """The space without what the runtime cannot build. Raises `UserError` where that is no space."""
     try:
         return space.without((one.stage, one.candidate) for one in left_out)

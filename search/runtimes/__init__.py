@@ -127,11 +127,15 @@ def onnx_in(precision: str, module: nn.Module, input_shape: tuple[int, ...]) -> 
     return quantized_onnx(model, [noise(input_shape)]) if precision == "int8" else model
 
 
-def needs_extra(name: str, error: ImportError) -> UserError:
+class NotInstalled(UserError):
+    """The package of a runtime is not here, or cannot be loaded."""
+
+
+def needs_extra(name: str, error: ImportError) -> NotInstalled:
     """What a runtime's file raises if the package that it needs is not installed, or cannot be loaded."""
     missing = isinstance(error, ModuleNotFoundError)
     reason = "not installed" if missing else f"cannot be loaded ({' '.join(str(error).split())[:200]})"
-    return UserError(f"runtime {name}: {reason}; pip install 'slimformer[{name}]' (in a checkout: '.[{name}]')")
+    return NotInstalled(f"runtime {name}: {reason}; pip install 'slimformer[{name}]' (in a checkout: '.[{name}]')")
 
 
 def runtime(name: str, *, threads: int, precision: str | None = None) -> Runtime:

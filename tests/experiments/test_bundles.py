@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
-from experiments.bundles import ON_DEVICE
-from experiments.experiment import Experiment
+from experiments.artifacts import RunFolder
+from experiments.bundles import ON_DEVICE, _table_nets
+from experiments.console import Screen
+from experiments.experiment import Experiment, load_experiment
+from experiments.run import Run
 from search.bundle import PLAN, RESULTS, Plan
 from search.latency_table import LatencyTable
-from search.model_files import ModelFile, content_of
+from search.model_files import ModelFile, content_of, model_file
 from supernet.onnx_export import OnnxModel
 from supernet.schema import load
 from train.data import open_data
@@ -25,12 +28,20 @@ Slimformer = Callable[..., Any]
 TABLE = "latency-onnxruntime-a-phone-fp32-b1-t1.json"
 
 
-def answer(bundle: Path, *, cpu: str = "a phone", slower: float = 1.0, runtime: str = "onnxruntime") -> None:
+def answer(
+    bundle: Path,
+    *,
+    cpu: str = "a phone",
+    slower: float = 1.0,
+    runtime: str = "onnxruntime",
+    refused: Collection[str] = (),
+) -> None:
     """Measure a bundle as a phone would that takes 1 ms, and one more for every 20 kB of a net, or slower."""
     plan = load(Plan, bundle / PLAN)
     times = {
         net.name: {"calls": 10, "samples_ms": [slower * (1 + net.size_bytes / 20_000)] * plan.protocol.rounds}
         for net in plan.nets
+        if net.name not in refused
     }
     results = {
         "schema_version": 1,
@@ -39,6 +50,7 @@ def answer(bundle: Path, *, cpu: str = "a phone", slower: float = 1.0, runtime: 
         "machine": {"cpu": cpu, "cores": 8, "memory_gb": 6.0, "system": "none"},
         "date": "2026-01-31",
         "chunks": [times],
+        "refused": dict.fromkeys(refused, "RuntimeError: no kernel"),
     }
     (bundle / RESULTS).write_text(json.dumps(results))
 
@@ -188,6 +200,93 @@ def test_a_bundle_of_something_else_is_refused_before_anything_is_written(
 ) -> None:
     words = ("table", phone(), "--out", tmp_path / "run", "--import", tmp_path / "bundle", "--set", change)
     assert part in slimformer(*words).mistake
+    assert not (tmp_path / "run").exists()
+
+
+def refusing(word: str) -> Callable[..., ModelFile]:
+    """Makes files as ever, but of no module with this word in it."""
+
+    def make(runtime: str, module: nn.Module, input_shape: tuple[int, ...], *, precision: str) -> ModelFile:
+        if word in str(module):
+            raise RuntimeError("no operator\nfor this")
+        return model_file(runtime, module, input_shape, precision=precision)
+
+    return make
+
+
+def test_candidates_that_cannot_be_written_are_named_and_left_out_of_bundle_and_table(
+    phone: Callable[..., Path], tmp_path: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.bundle.model_file", refusing("OffsetAttention"))
+    path = phone()
+    (left_out,) = load(Plan, tmp_path / "bundle" / PLAN).left_out
+    assert (left_out.stage, left_out.candidate) == (2, "mb3d")
+    assert left_out.reason == (
+        "onnxruntime cannot run a small net of mb3d at 8 channels and 4x4 px, input (1, 8, 4, 4)"
+        " (RuntimeError: no operator for this)"
+    )
+    outcome = slimformer("table", path, "--bundle", tmp_path / "bundle")
+    assert f"warning: stage 2 is written without mb3d: {left_out.reason}\n" in outcome.out
+    outcome = slimformer("table", path, "--out", tmp_path / "run", "--import", tmp_path / "bundle")
+    assert outcome.code == 0, outcome.err
+    assert "warning: stage 2 is searched without mb3d" in outcome.out
+    assert LatencyTable.load(tmp_path / "run" / TABLE).left_out == (left_out,)
+    monkeypatch.setattr("search.bundle.model_file", refusing("PoolMixer"))
+    mistake = slimformer("table", path, "--bundle", tmp_path / "other").mistake
+    assert mistake.startswith("stage 1: onnxruntime cannot run a small net of mb4d at 8 channels and 8x8 px")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture
+def without(phone: Callable[..., Path], tmp_path: Path, slimformer: Slimformer) -> Callable[..., Any]:
+    """Takes the table of a phone that runs no net with such a block in such a stage, or other nets with it alone."""
+
+    def imported(block: str, *, stage: int, alone: bool = True, audit_nets: int = 40) -> Any:
+        path = phone(**{"table.audit_nets": audit_nets})
+        run = Run(load_experiment(path, overrides=()), RunFolder(tmp_path / "none"), Screen(), command="")
+        grid = run.space.smallest.grids[stage - 1]
+
+        def runs(net: Any) -> bool:
+            blocks = [(one.type, at) for part, at in zip(net.stages, net.grids, strict=True) for one in part.blocks]
+            return (block, grid) not in blocks or (len(blocks) == 1 and not alone)
+
+        refused = [name for name, net in _table_nets(run, run.space).items() if not runs(net)]
+        answer(tmp_path / "bundle", refused=refused)
+        return slimformer("table", path, "--out", tmp_path / "run", "--import", tmp_path / "bundle")
+
+    return imported
+
+
+def test_a_candidate_that_does_not_run_on_the_device_is_left_out_of_the_table(
+    without: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = without("mb3d", stage=2)
+    assert outcome.code == 0, outcome.err
+    assert (
+        "warning: stage 2 is searched without mb3d: onnxruntime 9.9 on the device cannot run a small net of mb3d at 8"
+        " channels and 4x4 px (RuntimeError: no kernel)\n"
+    ) in outcome.out
+    table = LatencyTable.load(tmp_path / "run" / TABLE)
+    assert [(one.stage, one.candidate) for one in table.left_out] == [(2, "mb3d")]
+    assert all(entry.spec.get("type") != "mb3d" for entry in table.entries)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (
+            {"block": "mb3d", "stage": 2, "audit_nets": 4},
+            "(RuntimeError: no kernel), but nearly all whole nets have it",
+        ),
+        ({"block": "mb4d", "stage": 2}, "(RuntimeError: no kernel), but parts are measured beside it; leave that out"),
+        ({"block": "mb4d", "stage": 1}, "at least one block besides identity"),
+        ({"block": "mb3d", "stage": 2, "alone": False}, "on the device cannot run a small net of mb3d at 8 channels"),
+    ],
+)
+def test_what_a_table_cannot_do_without_on_the_device_is_one_line(
+    without: Callable[..., Any], tmp_path: Path, options: dict[str, Any], part: str
+) -> None:
+    assert part in without(**options).mistake
     assert not (tmp_path / "run").exists()
 
 

@@ -81,7 +81,7 @@ def test_what_a_bare_device_measures_comes_back_as_timings(tmp_path: Path, runti
     written(folder, runtime=runtime)
     done = on_device(folder)
     assert done.returncode == 0, done.stderr
-    plan, condition, timings = read_bundle(folder)
+    plan, condition, timings, _ = read_bundle(folder)
     assert timings.keys() == {"net-3", "net-5", "net-7"}
     for timing in timings.values():
         assert 0 < timing.median_ms < 100
@@ -110,7 +110,7 @@ def test_programs_of_executorch_are_measured_on_a_device_without_this_project(tm
     assert [net.file for net in plan.nets] == ["nets/0001.pte", "nets/0002.pte", "nets/0003.pte"]
     done = on_device(folder, absent=("pydantic", "search", "supernet", "onnx", "timm"))
     assert done.returncode == 0, done.stderr
-    _, condition, timings = read_bundle(folder)
+    _, condition, timings, _ = read_bundle(folder)
     assert timings.keys() == {"net-3", "net-5", "net-7"}
     assert all(0 < timing.median_ms < 100 for timing in timings.values())
     assert (condition.runtime.name, condition.runtime.version[0].isdigit()) == ("executorch", True)
@@ -179,7 +179,7 @@ def test_folders_for_core_ml_are_checked_and_measured_as_a_mac_would(
     (folder / "nets" / "0001.mlpackage" / ".DS_Store").touch()  # what a Mac leaves wherever it looks
     done = mac(folder)
     assert done.returncode == 0, done.stderr
-    _, condition, timings = read_bundle(folder)
+    _, condition, timings, _ = read_bundle(folder)
     assert timings.keys() == {"net-3", "net-5", "net-7"}
     assert (condition.runtime.name, condition.runtime.version, condition.precision) == ("coreml", "15.1", "fp16")
     (folder / RESULTS).unlink()
@@ -235,13 +235,74 @@ def test_single_models_can_be_measured_on_the_device_too(bundle: Path) -> None:
     assert not (bundle / RESULTS).exists()
 
 
+def test_a_net_that_does_not_run_on_the_device_is_noted_and_the_others_are_measured(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    broken = {f"broken-{number}": (lambda: b"no model", (3, 8, 6)) for number in (1, 2)}
+    nets = {f"net-{channels}": (partial(net, channels), (3, 8, 6)) for channels in CHANNELS}
+    names = ("broken-1", "net-3", "net-5", "broken-2", "net-7")
+    written(bundle, nets={name: (broken | nets)[name] for name in names})
+    done = on_device(bundle, "--most-mb", "0.0001")
+    assert done.returncode == 0, done.stderr
+    assert "does not run here: broken-1: InvalidProtobuf: " in done.stderr
+    before = (bundle / RESULTS).read_bytes()
+    assert [list(chunk) for chunk in json.loads(before)["chunks"]] == [["net-3", "net-5"], ["net-3", "net-7"]]
+    _, _, timings, refused = read_bundle(bundle)
+    assert timings.keys() == nets.keys()
+    assert refused.keys() == broken.keys()
+    assert on_device(bundle, "--most-mb", "0.0001").returncode == 0
+    assert (bundle / RESULTS).read_bytes() == before
+
+
+def test_a_device_on_which_no_net_runs_says_why_in_one_line(tmp_path: Path) -> None:
+    written(tmp_path / "bundle", nets={"broken": (lambda: b"no model", (3, 8, 6))})
+    done = on_device(tmp_path / "bundle")
+    assert done.returncode == 1
+    assert done.stderr.startswith("none of 1 nets runs here, the first because: InvalidProtobuf: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "bundle" / RESULTS).exists()
+
+
+def test_a_device_without_runtime_or_numpy_or_plan_is_told_what_to_do_in_one_line(bundle: Path) -> None:
+    for package in ("onnxruntime", "numpy"):
+        done = on_device(bundle, absent=(*ABSENT, package))
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"{package} cannot be loaded (")
+        assert f": pip install {package}" in done.stderr
+        assert done.stderr.count("\n") == 1
+    (bundle / PLAN).unlink()
+    done = on_device(bundle)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{bundle}: holds no plan.json; copy the whole bundle, or name models")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_single_model_that_does_not_run_is_a_line_and_the_others_are_measured(bundle: Path) -> None:
+    (bundle / "broken.onnx").write_bytes(b"no model")
+    done = on_device(bundle, "broken.onnx", "nets/0001.onnx", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    assert "does not run here: broken.onnx: InvalidProtobuf: " in done.stderr
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["nets/0001.onnx"]
+    assert on_device(bundle, "broken.onnx").returncode == 2
+
+
+def test_results_count_on_when_the_same_bundle_is_written_by_a_version_with_further_fields(
+    bundle: Path, answered: Callable[..., Path]
+) -> None:
+    plan = json.loads((bundle / PLAN).read_text())
+    del plan["left_out"]
+    (bundle / PLAN).write_text(json.dumps(plan))
+    answered()
+    written(bundle)
+    assert read_bundle(bundle).timings.keys() == {"net-3", "net-5", "net-7"}
+
+
 def test_chunks_are_brought_to_one_speed_by_the_net_that_is_in_all(answered: Callable[..., Path]) -> None:
     def slower(data: dict[str, Any]) -> None:
         (first,) = data["chunks"]
         late = {"net-3": {"calls": 10, "samples_ms": [2, 2, 2]}, "net-7": {"calls": 10, "samples_ms": [6, 6, 6]}}
         data["chunks"] = [{name: first[name] for name in ("net-3", "net-5")}, late]
 
-    _, _, timings = read_bundle(answered(slower))
+    _, _, timings, _ = read_bundle(answered(slower))
     assert {name: timing.median_ms for name, timing in timings.items()} == {"net-3": 1, "net-5": 2, "net-7": 3}
     assert timings["net-7"].runs == 30
 
@@ -260,6 +321,9 @@ def test_chunks_are_brought_to_one_speed_by_the_net_that_is_in_all(answered: Cal
         (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, 1e300, 2]), "samples_ms.2: input should be le"),
         (lambda data: data["chunks"][0]["net-5"].update(samples_ms=[1, float("nan"), 2]), "samples_ms.2: input should"),
         (lambda data: data["machine"].update(cpu="x" * 500), "machine.cpu: has 500 characters, but at most 120 may be"),
+        (lambda data: data.update(refused={"net-8": "no kernel"}), "plan.json does not know, net-8 for one"),
+        (lambda data: data.update(refused={"net-5": "no kernel"}), "has times of net-5, and says that it does not run"),
+        (lambda data: data.update(refused={"net-5": "x" * 500}), "refused.net-5"),
         (lambda data: data.update(schema_version=2), "schema_version"),
         (lambda data: data.update(extra=1), "extra: unknown key"),
     ],
