@@ -137,6 +137,7 @@ MODULES = {  # what each needs, and the package that brings it
     "executorch": ("executorch.runtime", "executorch torch"),
     "coreml": ("coremltools", "coremltools"),
 }
+NO_MEMORY = ("bad_alloc", "allocate memory")  # in a runtime's words: not the net's fault
 loaded: list[object] = []  # ExecuTorch's programs, which its methods use
 
 
@@ -303,9 +304,9 @@ def running(path: Path, net: dict[str, Any], plan: dict[str, Any], refused: dict
     try:
         run = BUILD[plan["runtime"]](path, net["input_shape"], plan["threads"])
         run()
-    except MemoryError:
-        sys.exit(f"{path}: there is not memory enough; load fewer nets at once, with --most-mb")
     except Exception as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            sys.exit(f"{path}: there is not memory enough; load fewer nets at once, with --most-mb")
         refused[net["name"]] = f"{type(error).__name__}: {one_line(error)}"
         return {}
     return {net["name"]: run}

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from search.bundle import PLAN, RESULTS, SCRIPT, Plan, read_bundle, write_bundle
-from search.bundle_script import chunks_of
+from search.bundle_script import BUILD, chunks_of, running
 from search.measure import machine
 from supernet.schema import UserError, load
 
@@ -251,6 +251,17 @@ def test_a_net_that_does_not_run_on_the_device_is_noted_and_the_others_are_measu
     assert refused.keys() == broken.keys()
     assert on_device(bundle, "--most-mb", "0.0001").returncode == 0
     assert (bundle / RESULTS).read_bytes() == before
+
+
+def test_too_little_memory_is_not_the_nets_fault(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*words: object) -> None:
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1024")
+
+    monkeypatch.setitem(BUILD, "onnxruntime", full)
+    plan, refused = json.loads((bundle / PLAN).read_text()), dict[str, str]()
+    with pytest.raises(SystemExit, match="not memory enough; load fewer nets at once, with --most-mb"):
+        running(bundle / plan["nets"][0]["file"], plan["nets"][0], plan, refused)
+    assert refused == {}
 
 
 def test_a_device_on_which_no_net_runs_says_why_in_one_line(tmp_path: Path) -> None:
