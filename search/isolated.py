@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from search.measure import Progress, measure
-from search.net_building import answered
+from search.net_building import answered, named
 from search.parts import LatencyKey, part_module
 from search.runtimes import Runtime
 
@@ -27,7 +27,7 @@ def isolated_nets(
         if key.part != "reshape":
             module, sizes = alone(key)
             shape = (batch_size, *sizes)
-            nets[key] = answered(f"{key} alone", runtime, shape, partial(runtime.build, module, shape))
+            nets[key] = answered(f"{key} alone", named(runtime), shape, partial(runtime.build, module, shape))
     return nets
 
 
