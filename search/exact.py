@@ -21,7 +21,7 @@ from search.limits import SLACK, AnyLimit, Beyond, Limit, LimitsUnreachable, Par
 from search.parts import LatencyKey, key_of, reshape_key
 from supernet import Architecture, SearchSpace
 
-TRIES = 5
+TRIES = 200  # nets that miss a limit by less than HiGHS sees may be many: the same blocks in another order
 INFEASIBLE, OPTIMAL = 2, 0  # milp's status
 
 
@@ -43,21 +43,19 @@ def solve(space: SearchSpace, contributions: Contributions, limits: Sequence[Any
     sums = [limit for limit in limits if isinstance(limit, Limit)]
     of_parts = [limit for limit in limits if isinstance(limit, PartLimit)]
     program = _Program(space, contributions, sums, of_parts)
-    at_most = [limit.at_most + SLACK * abs(limit.at_most) for limit in sums]
     for _ in range(TRIES):
-        found = program.best(at_most)
+        found = program.best()
         if found is None:
             unlimited = _Program(space, contributions, sums, [])
-            smallest = {limit.name: unlimited.least(n) for n, limit in enumerate(sums)}
+            smallest = {limit.name: limit.used(unlimited.least(n)) for n, limit in enumerate(sums)}
             raise LimitsUnreachable(limits, smallest | {limit.name: unlimited.least_peak(limit) for limit in of_parts})
         architecture, bound_percent = found
         used = {limit.name: limit.used(architecture) for limit in limits}
-        over = [not limit.allows(used[limit.name]) for limit in sums]
-        if not any(over):
+        if all(limit.allows(used[limit.name]) for limit in sums):
             percent = contributions.percent(space, architecture)
             return Optimum(architecture, percent, max(percent, bound_percent), used)
-        # HiGHS lets a constraint be missed by 1e-7 or so: ask for a little less
-        at_most = [value - 1e-6 * abs(value) if missed else value for value, missed in zip(at_most, over, strict=True)]
+        # HiGHS lets a constraint be missed by 1e-7 or so; a lower limit would lose nets that are just within it
+        program.exclude(architecture)
     raise RuntimeError(f"the integer program missed a limit {TRIES} times")
 
 
@@ -257,12 +255,12 @@ class _Program:
             anywhere = {variable: 1.0 for variables in of_width for variable in variables}
             self.rows.add(anywhere | {way: -1.0}, 0, np.inf)
 
-    def best(self, at_most: Sequence[float]) -> tuple[Architecture, float] | None:
-        """The architecture of the largest score within these values of the limits, and the bound; None without one."""
+    def best(self) -> tuple[Architecture, float] | None:
+        """The architecture of the largest score within the limits, as HiGHS sees them, and the bound; None without."""
         limited = _Rows(*(list(column) for column in vars(self.rows).values()))
         of_limits = self.costs[: len(self.limits)]  # then come those of `beyond`
-        for costs, limit, value in zip(of_limits, self.limits, at_most, strict=True):
-            left = value - limit.constant
+        for costs, limit in zip(of_limits, self.limits, strict=True):
+            left = limit.at_most + SLACK * abs(limit.at_most) - limit.constant
             size = max(abs(left), 1e-12)  # in shares of the limit, because solvers miss by absolute amounts
             limited.add({i: cost / size for i, cost in enumerate(costs) if cost}, -np.inf, left / size)
         result = self._milp(-np.array(self.gains), limited)
@@ -271,12 +269,23 @@ class _Program:
         bound = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
         return self._architecture(result.x), self.contributions.largest_percent - float(bound)
 
-    def least(self, limit: int) -> float:
-        """The smallest value that one limit's sum can have."""
+    def exclude(self, architecture: Architecture) -> None:
+        """Leave out one architecture: not all of its choices at once."""
+        chosen = []
+        rows = zip(architecture.stages, self.space.choices(architecture), strict=True)
+        for number, (stage, row) in enumerate(rows, start=1):
+            width, candidates = stage.width_channels, self.space.candidates(number)
+            chosen.append(self.widths[number - 1][width])
+            for positions, candidate in zip(self.blocks[number - 1], row, strict=True):
+                chosen.append(positions[width, candidates.index(candidate)])
+        self.rows.add(dict.fromkeys(chosen, 1.0), -np.inf, len(chosen) - 1)
+
+    def least(self, limit: int) -> Architecture:
+        """The architecture whose sum of one limit is smallest."""
         costs = np.array(self.costs[limit])
         size = float(np.abs(costs).max()) or 1.0
         result = self._milp(costs / size, self.rows)
-        return self.limits[limit].used(self._architecture(result.x))
+        return self._architecture(result.x)
 
     def least_peak(self, limit: PartLimit) -> float:
         """The smallest value that a net's largest part can have."""

@@ -175,3 +175,23 @@ def test_the_same_question_has_the_same_answer() -> None:
 def test_contributions_of_another_space_are_refused() -> None:
     with pytest.raises(ValueError, match="another space"):
         solve(space("maps"), drawn(space("one width"), 0), [])
+
+
+def test_nets_that_miss_a_limit_by_less_than_the_solver_sees_cost_none_that_keep_it() -> None:
+    searched = space("one width")
+    nets, prices = list(every_architecture(searched)), dict[LatencyKey, float]()
+    for candidate, ms in zip(searched.candidates(1), (1.0, 1.0 + 1e-8), strict=True):  # the better one is a hair dearer
+        alone = searched.architecture((16,), ((candidate,) * 3,))
+        prices |= {key: ms for key in keys(alone) if key.part == "block"}
+    contributions = Contributions(
+        space_digest=searched.digest,
+        largest_percent=90.0,
+        widths=((0.0,),),
+        blocks=(((0.0, 1.0), (0.0, 2.0), (0.0, 3.0)),),
+    )
+    limit = Limit("ms", lambda key: prices.get(key, 0.0), 0.0)
+    one_thin = sorted({limit.used(net) for net in nets})[1]
+    found = solved_as_by_hand(searched, contributions, [dataclasses.replace(limit, at_most=one_thin)], nets)
+    assert found is not None
+    assert found.percent == 93.0
+    assert found.used["ms"] == one_thin
