@@ -107,8 +107,8 @@ def audit_budgets(run: Run, *, budgets: int, rounds: int, seed: int) -> Delivery
 
 
 def spread_budgets(run: Run, count: int) -> list[float]:
-    """Budgets in ms at even steps between what the smallest and the largest net of a run's space are predicted."""
-    smallest_ms = run.table.latency_ms(run.runnable_space.smallest)
+    """Budgets in ms at even steps between what the fastest and the largest net of a run's space are predicted."""
+    smallest_ms = run.table.latency_ms(run.table.fastest(run.runnable_space))
     largest_ms = run.table.latency_ms(run.runnable_space.largest)
     shares = np.linspace(LOWEST, HIGHEST, count)
     return [float(f"{smallest_ms + share * (largest_ms - smallest_ms):.4g}") for share in shares]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from search.importance import importance_of
 from search.latency_audit import audit
 from search.latency_table import LatencyTable
 from search.measure import Timing
-from search.slimming import BudgetUnreachable, Unreachable
+from search.slimming import BudgetUnreachable, Unreachable, WalkEnded
 from search.table_building import build_table
 from supernet import Architecture, Supernet, cost
 from supernet.onnx_export import OnnxModel
@@ -174,13 +175,14 @@ def search_stage(run: Run) -> list[Path]:
     """
     search, table = run.experiment.search, run.table
     space = run.runnable_space
-    largest_ms, smallest_ms = table.latency_ms(space.largest), table.latency_ms(space.smallest)
+    largest_ms, smallest_ms = table.latency_ms(space.largest), table.latency_ms(table.fastest(space))
     budgets = run.budgets_ms
     if budgets[0] * (1 - search.margin) < smallest_ms:
         raise BudgetUnreachable(budgets[0], smallest_ms / (1 - search.margin))
     solver = Solver(run)
     if "search" in search.methods:
-        solver.slimmed((1 - search.margin) * budgets[0], method="search")
+        with suppress(WalkEnded):  # which is said below, of the budgets that the way does not reach
+            solver.slimmed((1 - search.margin) * budgets[0], method="search")
     models: list[FoundModel] = []
     unreachable: list[UnreachableModel] = []
     paths = [run.path / IMPORTANCE_FILES[kind] for kind in measured_kinds(search)]
@@ -190,7 +192,7 @@ def search_stage(run: Run) -> list[Path]:
         try:
             delivery = solver.deliver(job)
         except Unreachable as reason:
-            if job.method == "search":
+            if job.method == "search" and not isinstance(reason, WalkEnded):
                 raise
             unreachable.append(UnreachableModel(job=job, reason=str(reason)))
             run.screen.line(f"  {job.name}: {reason}")

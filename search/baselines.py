@@ -11,13 +11,14 @@ from supernet import Architecture, SearchSpace
 def uniform_scaling(space: SearchSpace, *, table: Latencies, budget_ms: float, factors: int = 401) -> Architecture:
     """The slowest uniformly scaled architecture within the budget: one factor for depths, widths and token blocks.
 
-    `factors` values from 0 to 1 are tried. Raises `BudgetUnreachable` if even the smallest is too slow.
+    `factors` values from 0 to 1 are tried. Raises `BudgetUnreachable` if even the fastest of them is too slow.
     """
     candidates = (space.scaled(index / (factors - 1)) for index in range(factors))
     scaled = {architecture.digest: architecture for architecture in candidates}
     within = [(ms, a) for ms, a in ((table.latency_ms(a), a) for a in scaled.values()) if ms <= budget_ms]
     if not within:
-        raise BudgetUnreachable(budget_ms, min(table.latency_ms(a) for a in scaled.values()))
+        least_ms = min(table.latency_ms(architecture) for architecture in scaled.values())
+        raise BudgetUnreachable(budget_ms, least_ms, of="the fastest uniformly scaled architecture")
     return max(within, key=lambda pair: pair[0])[1]
 
 
@@ -34,8 +35,8 @@ def random_architecture(
 
     Raises `BudgetUnreachable` if none is below.
     """
-    check_reachable(space, table=table, budget_ms=budget_ms)
-    closest, closest_ms = space.smallest, table.latency_ms(space.smallest)
+    closest = check_reachable(space, table=table, budget_ms=budget_ms)
+    closest_ms = table.latency_ms(closest)
     for _ in range(tries):
         architecture = space.random(generator)
         latency_ms = table.latency_ms(architecture)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from search.slimming import BudgetMissed, BudgetUnreachable, Unreachable
+from search.slimming import BudgetMissed, BudgetUnreachable, Unreachable, WalkEnded
 from supernet import Architecture
 from supernet.schema import Record
 
@@ -72,7 +72,10 @@ def deliver(
             if not isinstance(reason, BudgetUnreachable):
                 raise
             # that was said of what was asked of the table; say it of the budget
-            raise BudgetUnreachable(budget_ms, reason.smallest_ms * budget_ms / asked_ms) from None
+            smallest_ms = reason.smallest_ms * budget_ms / asked_ms
+            if isinstance(reason, WalkEnded):
+                raise WalkEnded(budget_ms, smallest_ms) from None
+            raise BudgetUnreachable(budget_ms, smallest_ms, of=reason.of) from None
         key, predicted_ms = architecture.digest, predict_ms(architecture)
         known = next((round_ for round_ in rounds if round_.digest == key), None)
         if known is not None and fitting:

@@ -42,7 +42,8 @@ def best_within(scored: Sequence[Scored], budget_ms: float) -> Architecture:
     """The best-scored architecture within a latency; of equal ones the faster. Raises `BudgetUnreachable`."""
     within = [found for found in scored if found.latency_ms <= budget_ms]
     if not within:
-        raise BudgetUnreachable(budget_ms, min((found.latency_ms for found in scored), default=budget_ms))
+        least_ms = min((found.latency_ms for found in scored), default=budget_ms)
+        raise BudgetUnreachable(budget_ms, least_ms, of="the fastest architecture that was scored")
     return max(within, key=lambda found: (found.percent, -found.latency_ms, found.architecture.digest)).architecture
 
 
@@ -64,15 +65,16 @@ def evolve(
     """Score `trials` architectures of a study, and return all that it holds, in the order in which they were finished.
 
     The study maximises the score and minimises the latency; architectures above `most_ms` are constrained away. It
-    begins with `population` random architectures, the smallest among them, so that every budget in reach has one.
+    begins with `population` random architectures, the fastest among them, so that every budget in reach has one.
     `storage` is Optuna's: a URL such as sqlite:///study.db, which is gone on with, or None for memory. Several
     processes may share it, each with `alone=False`: they stop when the study has `trials` (one may be under way in
     each), and the trial of one that died counts as failed after a minute. Raises `BudgetUnreachable` if even the
-    smallest architecture is predicted above `most_ms`, and `UserError` if the storage cannot be opened or fails.
+    fastest architecture is predicted above `most_ms`, and `UserError` if the storage cannot be opened or fails.
     """
     check_reachable(space, table=table, budget_ms=most_ms)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # an interruption is no news of a failed trial
-    numbered = _Numbered(sampler, _first_generation(space, population, seed), seed=seed, alone=alone)
+    first = _first_generation(space, table.fastest(space), population, seed)
+    numbered = _Numbered(sampler, first, seed=seed, alone=alone)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         architecture = decoded(space, _suggested(space, trial))
@@ -186,8 +188,8 @@ def random_search(
     Where the space has not that many there, they are the slowest of those drawn within the budget. Raises
     `BudgetUnreachable` if none is below.
     """
-    check_reachable(space, table=table, budget_ms=budget_ms)
-    drawn: dict[Architecture, float] = {space.smallest: table.latency_ms(space.smallest)}
+    reached = check_reachable(space, table=table, budget_ms=budget_ms)
+    drawn: dict[Architecture, float] = {reached: table.latency_ms(reached)}
     near = 0
     for _ in range(DRAWS_A_NET * trials):
         if near >= trials:
@@ -246,9 +248,9 @@ def _suggested(space: SearchSpace, trial: optuna.Trial) -> dict[str, Any]:
     return params
 
 
-def _first_generation(space: SearchSpace, population: int, seed: int) -> list[dict[str, Any]]:
+def _first_generation(space: SearchSpace, fastest: Architecture, population: int, seed: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(_seed_of(seed, -1))
-    nets = [space.smallest, *(space.random(generator) for _ in range(population - 1))]
+    nets = [fastest, *(space.random(generator) for _ in range(population - 1))]
     return [encoded(space, net) for net in nets]
 
 

@@ -41,7 +41,8 @@ def slim_frontier(
     per gain is taken: per millisecond without an `efficiency`, otherwise per point of that score, and then an action
     must raise it too. Larger budgets lie on the way: `Trajectory.at(budget_ms)`.
 
-    Raises `BudgetUnreachable`, before any scoring where the smallest architecture already is too slow.
+    Raises `BudgetUnreachable`, before any scoring where the fastest architecture already is too slow, and `WalkEnded`,
+    which is one, where no action leads to a net within the budget.
     """
     return descend(
         space,

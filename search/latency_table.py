@@ -147,6 +147,10 @@ class LatencyTable(Record):
     def _corrected_ms(self) -> dict[LatencyKey, float]:
         return {key: self.correction.factor(kind_of(key)) * ms for key, ms in self._milliseconds.items()}
 
+    @cached_property
+    def _fastest(self) -> dict[str, Architecture]:
+        return {}
+
     @property
     def environment(self) -> str:
         """The condition of every number in the table, in words."""
@@ -176,6 +180,20 @@ class LatencyTable(Record):
         crowding = self.correction.crowding
         crowding_ms = 0.0 if crowding is None else crowding.ms(sum(map(self.crowds, parts)))
         return self.correction.constant_ms + sum(map(self.part_ms, parts)) + crowding_ms
+
+    def fastest(self, space: SearchSpace) -> Architecture:
+        """The architecture of a space that is predicted fastest: the smallest one, unless another is faster.
+
+        Solved for once a space. Raises `UnmeasuredBlock` for any part of the space that the table lacks.
+        """
+        from search.exact import least  # which knows tables
+        from search.limits import latency_limit
+
+        if space.digest not in self._fastest:
+            found, smallest = least(space, latency_limit(self, math.inf)), space.smallest
+            faster = self.latency_ms(found) < self.latency_ms(smallest)
+            self._fastest[space.digest] = found if faster else smallest
+        return self._fastest[space.digest]
 
     def crowds(self, key: LatencyKey) -> int:
         """What of a part the correction's crowding counts."""

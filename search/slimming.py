@@ -42,6 +42,10 @@ class Latencies(Protocol):
         """The predicted latency of a whole model in milliseconds."""
         ...
 
+    def fastest(self, space: SearchSpace) -> Architecture:
+        """The architecture of a space that is predicted fastest."""
+        ...
+
 
 def _rounded_up(value: float) -> float:
     """To four digits, never down: a budget of what is said must be within reach."""
@@ -54,16 +58,32 @@ class Unreachable(UserError):
 
 
 class BudgetUnreachable(Unreachable):
-    """The budget is below what the space can reach on this device."""
+    """The budget is below what the space, or those of its architectures that `of` names, can reach on this device."""
 
-    def __init__(self, budget_ms: float, smallest_ms: float) -> None:
+    def __init__(
+        self, budget_ms: float, smallest_ms: float, *, of: str = "the fastest architecture of the space"
+    ) -> None:
         super().__init__(
-            f"budget {budget_ms:g} ms is out of reach: the smallest architecture of the space takes"
+            f"budget {budget_ms:g} ms is out of reach: {of} takes"
             f" {_rounded_up(smallest_ms):.4g} ms on this device; raise the budget, or allow smaller widths or skipped"
             " blocks"
         )
         self.budget_ms = budget_ms
         self.smallest_ms = smallest_ms
+        self.of = of
+
+
+class WalkEnded(BudgetUnreachable):
+    """Greedy slimming ended above the budget, though the space has architectures within it."""
+
+    def __init__(self, budget_ms: float, smallest_ms: float) -> None:
+        UserError.__init__(
+            self,
+            f"budget {budget_ms:g} ms is out of reach of greedy slimming: its way ends at"
+            f" {_rounded_up(smallest_ms):.4g} ms on this device, though the space has faster architectures; raise the"
+            " budget, or search with the method exact",
+        )
+        self.budget_ms, self.smallest_ms, self.of = budget_ms, smallest_ms, "greedy slimming"
 
 
 class BudgetMissed(BudgetUnreachable):
@@ -76,7 +96,7 @@ class BudgetMissed(BudgetUnreachable):
             f" {_rounded_up(fastest_ms):.4g} ms, more than the table predicts; measure the table again on an idle"
             " machine, or raise the budget",
         )
-        self.budget_ms, self.smallest_ms = budget_ms, fastest_ms
+        self.budget_ms, self.smallest_ms, self.of = budget_ms, fastest_ms, "the fastest net that was tried"
 
 
 def scores_of(score: Score, architectures: Sequence[Architecture]) -> Iterator[float]:
@@ -92,11 +112,17 @@ def scores_of(score: Score, architectures: Sequence[Architecture]) -> Iterator[f
         yield from map(score, some)
 
 
-def check_reachable(space: SearchSpace, *, table: Latencies, budget_ms: float) -> None:
-    """Raise `BudgetUnreachable` if even the smallest architecture is predicted above the budget."""
-    smallest_ms = table.latency_ms(space.smallest)
-    if smallest_ms > budget_ms:
-        raise BudgetUnreachable(budget_ms, smallest_ms)
+def check_reachable(space: SearchSpace, *, table: Latencies, budget_ms: float) -> Architecture:
+    """An architecture predicted within the budget: the smallest or, where that is not, the fastest.
+
+    Raises `BudgetUnreachable` if even the fastest is not.
+    """
+    if table.latency_ms(space.smallest) <= budget_ms:
+        return space.smallest
+    fastest = table.fastest(space)
+    if table.latency_ms(fastest) > budget_ms:
+        raise BudgetUnreachable(budget_ms, table.latency_ms(fastest))
+    return fastest
 
 
 def slim(
@@ -116,7 +142,8 @@ def slim(
     is taken. An action that saves nothing gives way to the next least important one of its kind. A stage's
     importance is the sum over the blocks it still has. Larger budgets lie on the way: `Trajectory.at(budget_ms)`.
 
-    Raises `BudgetUnreachable`, before any scoring where the smallest architecture already is too slow.
+    Raises `BudgetUnreachable`, before any scoring where the fastest architecture already is too slow, and `WalkEnded`,
+    which is one, where these actions do not lead to a net within the budget.
     """
 
     def groups(architecture: Architecture) -> tuple[list[SlimmingAction], ...]:
@@ -148,7 +175,8 @@ def descend(
     the smallest architecture, the one that makes the net smaller and is predicted fastest is taken all the same. So
     either latency or size falls with every step, and the walk ends.
 
-    Raises `BudgetUnreachable`, before any scoring where the smallest architecture already is too slow.
+    Raises `BudgetUnreachable`, before any scoring where the fastest architecture already is too slow, and `WalkEnded`,
+    which is one, where there is no action left.
     """
     check_reachable(space, table=table, budget_ms=budget_ms)
     architecture = space.largest
@@ -160,7 +188,7 @@ def descend(
         if not options:
             rise = _over_the_rise(space, current.architecture, groups=groups, table=table)
             if rise is None:
-                raise BudgetUnreachable(budget_ms, current.latency_ms)
+                raise WalkEnded(budget_ms, min(step.latency_ms for step in steps))
             options = [rise]
         scores = scores_of(score, [option.architecture for option in options])
         offers = [

@@ -209,13 +209,13 @@ def test_a_loss_that_diverges_is_named_with_its_step_and_the_last_good_checkpoin
         assert slimformer(*words).code == 0  # and goes on from there
 
 
-def test_a_budget_below_the_smallest_architecture_says_the_smallest_that_can_be_reached(
+def test_a_budget_below_the_fastest_architecture_says_the_smallest_that_can_be_reached(
     copied: Path, slimformer: Slimformer
 ) -> None:
     words = ("--set", "search.budgets_of_largest=null", "--set", "search.budgets_ms=[0.001, 0.2]", "--redo")
     mistake = slimformer("run", copied, *words).mistake
     smallest_ms = RunFolder(copied).path / "found.json"
-    assert "budget 0.001 ms is out of reach: the smallest architecture of the space takes " in mistake
+    assert "budget 0.001 ms is out of reach: the fastest architecture of the space takes " in mistake
     assert smallest_ms.exists()
     reached = float(mistake.split(" takes ")[1].split(" ms")[0])
     words = ("--set", f"search.budgets_ms=[{1.001 * reached}]", "--redo", "--until", "search")

@@ -17,6 +17,7 @@ from experiments.models import Evaluation, exported, found
 from experiments.stages import STAGES
 from search.importance import Importance
 from search.latency_table import LatencyTable
+from search.slimming import WalkEnded
 from search.trajectory import Trajectory
 from supernet import Architecture, cost
 from supernet.onnx_export import open_session
@@ -240,6 +241,20 @@ def test_a_budget_that_a_baseline_cannot_reach_is_written_down_with_its_reason(
     (missing,) = load(Evaluation, copied / "evaluation.json").unreachable
     assert missing.job.method == "uniform"
     assert "out of reach" in missing.reason
+
+
+def test_slimming_that_ends_above_a_budget_is_written_down_and_other_methods_go_on(
+    copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(self: Any, asked_ms: float, *, method: str) -> Architecture:
+        raise WalkEnded(asked_ms, 2 * asked_ms)
+
+    monkeypatch.setattr("experiments.solving.Solver.slimmed", ended)
+    outcome = slimformer("search", copied, "--redo", "--set", "search.methods=[search, exact]")
+    assert outcome.code == 0, outcome.err
+    assert {model.job.method for model in found(copied).models} == {"exact"}
+    assert {one.job.method for one in found(copied).unreachable} == {"search"}
+    assert all("out of reach of greedy slimming" in one.reason for one in found(copied).unreachable)
 
 
 def test_a_run_with_inherited_weights_starts_from_the_supernets(

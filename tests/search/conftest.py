@@ -52,6 +52,9 @@ class SizeTable:
                     total += self.block_ms + self.tokens_ms * (block.layout == "tokens")
         return round(total, 6)
 
+    def fastest(self, space: SearchSpace) -> Architecture:
+        return space.smallest
+
 
 @pytest.fixture
 def table() -> SizeTable:

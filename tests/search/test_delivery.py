@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from search.delivery import Delivery, deliver
-from search.slimming import BudgetUnreachable
+from search.slimming import BudgetUnreachable, WalkEnded
 from supernet.architecture import Architecture
 from supernet.space import SearchSpace
 
@@ -185,3 +185,11 @@ def test_a_space_that_is_exhausted_is_told_with_the_budget_that_was_asked_for(
 def test_a_delivery_is_plain_data(run: Callable[..., Delivery]) -> None:
     delivery = run(bias=1.2)
     assert Delivery.model_validate_json(delivery.model_dump_json()) == delivery
+
+
+def test_a_walk_that_ended_is_said_of_the_budget_and_stays_what_it_is() -> None:
+    def solve(asked_ms: float) -> Architecture:
+        raise WalkEnded(asked_ms, 2 * asked_ms)
+
+    with pytest.raises(WalkEnded, match="budget 5 ms is out of reach of greedy slimming: its way ends at 10 ms"):
+        deliver(budget_ms=5.0, margin=0.02, solve=solve, predict_ms=lambda net: 1.0, measure_ms=None)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from search.contributions import Contributions
-from search.exact import Optimum, solve
+from search.exact import Optimum, least, solve
 from search.limits import AnyLimit, Beyond, Limit, LimitsUnreachable, PartLimit
 from search.parts import LatencyKey, keys
 from supernet import Architecture, SearchSpace, UserError
@@ -146,6 +146,16 @@ def test_without_limits_it_takes_the_best_of_every_choice() -> None:
     found = solve(searched, contributions, [])
     assert found.percent == pytest.approx(max(contributions.percent(searched, n) for n in every_architecture(searched)))
     assert found.used == {}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_least_of_a_limit_is_that_of_all_architectures(name: str, seed: int) -> None:
+    searched = space(name)
+    nets = list(every_architecture(searched))
+    for beyond in (None, Beyond(priced(searched, seed + 1), above=1.5, each=1.7)):
+        limit = Limit("ms", priced(searched, seed), 0.0, constant=0.5, beyond=beyond)
+        assert limit.used(least(searched, limit)) == pytest.approx(min(map(limit.used, nets)), rel=1e-5)
 
 
 def test_a_constant_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -10,11 +11,13 @@ from search.correction import Correction, Crowding
 from search.latency_table import Entry, LatencyTable, Protocol, RuntimeName, UnmeasuredBlock
 from search.limits import latency_limit
 from search.measure import Machine
-from search.parts import keys, numbers_of, parameters_of
+from search.parts import LatencyKey, keys, numbers_of, parameters_of
 from supernet import cost, published_architecture
 from supernet.architecture import Architecture, Downsampling, Head, Stage, Stem
 from supernet.block_types import MB3D, MB4D, Block, Identity
 from supernet.schema import UserError
+from supernet.space import SearchSpace
+from tests.search.test_exact import every_architecture, priced, space
 
 
 def stage(width: int, *blocks: Block, stride: int | None = 2) -> Stage:
@@ -61,6 +64,22 @@ def table_of(net: Architecture, *, ms: float = 0.5, **changes: object) -> Latenc
         "entries": entries,
     }
     return LatencyTable(**fields | changes)
+
+
+def table_of_space(searched: SearchSpace, ms_of: Callable[[LatencyKey], float], **changes: object) -> LatencyTable:
+    """A table of every part that an architecture of the space can have."""
+    parts = dict.fromkeys(key for net in every_architecture(searched) for key in keys(net))
+    entries = tuple(
+        Entry(
+            **key._replace(spec=json.loads(key.spec))._asdict(),
+            median_ms=ms_of(key),
+            p10_ms=ms_of(key),
+            p90_ms=ms_of(key),
+            runs=30,
+        )
+        for key in parts
+    )
+    return table_of(searched.largest, **{"entries": entries} | changes)
 
 
 def test_an_architecture_is_its_parts_in_order():
@@ -204,3 +223,24 @@ def test_a_part_measured_twice_is_refused():
 def test_an_entry_without_positive_latency_is_refused():
     with pytest.raises(ValueError, match="median_ms"):
         table_of(NET, ms=0.0)
+
+
+@pytest.mark.parametrize("name", ["tokens in two stages", "one width"])
+def test_the_fastest_architecture_is_that_of_all(name: str) -> None:
+    searched = space(name)
+    crowding = Crowding(of="numbers", above_millions=0.01, ms_per_million=20.0)
+    table = table_of_space(searched, priced(searched, 4, least=0.01))
+    for corrected in (table, table.corrected(Correction(constant_ms=0.2, scale=1.5, crowding=crowding))):
+        fastest_ms = min(corrected.latency_ms(net) for net in every_architecture(searched))
+        assert fastest_ms < corrected.latency_ms(searched.smallest)
+        assert corrected.latency_ms(corrected.fastest(searched)) == pytest.approx(fastest_ms, rel=1e-5)
+
+
+def test_the_fastest_architecture_is_the_smallest_where_none_is_faster_and_solved_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched = space("one width")
+    table = table_of_space(searched, lambda key: 1.0)
+    assert table.fastest(searched) == searched.smallest
+    monkeypatch.setattr("search.exact.least", lambda *_: pytest.fail("solved again"))
+    assert table.fastest(searched) == searched.smallest

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from search.actions import ChangeCandidate, DropFirst3D, NarrowStage, SkipPath, SlimmingAction, apply
+from search.baselines import random_architecture
 from search.frontier import legal_actions
 from search.importance import Importance
-from search.slimming import BudgetUnreachable, check_reachable, scores_of, slim
+from search.slimming import BudgetUnreachable, WalkEnded, check_reachable, scores_of, slim
 from search.trajectory import Step, Trajectory
 from supernet.architecture import Architecture
 from supernet.block_types import Identity
 from supernet.space import SearchSpace
+from tests.search.test_exact import space as small_space
+from tests.search.test_latency_table import table_of_space
 
 MakeImportance = Callable[..., Importance]
 
@@ -285,3 +288,25 @@ def test_a_score_that_can_take_several_at_once_is_told_of_the_next_ones(space: S
         list(scores_of(Batched(), nets)) == list(scores_of(random_score(3), nets)) == list(map(random_score(3), nets))
     )
     assert told == [8, 8, 3]
+
+
+def test_a_budget_that_only_another_candidate_keeps_is_in_reach_and_the_walk_says_where_it_ends(
+    make_importance: MakeImportance,
+) -> None:
+    """In a space whose first candidate is the slow one, the smallest net is not the fastest."""
+    searched = small_space("one width")
+    table = table_of_space(searched, lambda key: 0.1 if '"mlp_channels":16' in key.spec.replace(" ", "") else 1.0)
+    smallest_ms, fastest_ms = table.latency_ms(searched.smallest), table.latency_ms(table.fastest(searched))
+    assert fastest_ms < smallest_ms
+    budget_ms = (smallest_ms + fastest_ms) / 2
+    assert table.latency_ms(check_reachable(searched, table=table, budget_ms=budget_ms)) <= budget_ms
+    drawn = random_architecture(
+        searched, table=table, budget_ms=fastest_ms, generator=torch.Generator().manual_seed(0), tries=1
+    )
+    assert table.latency_ms(drawn) <= fastest_ms
+    importance = make_importance(searched, dict.fromkeys(searched.positions, 1.0))
+    with pytest.raises(WalkEnded, match=rf"its way ends at {smallest_ms:.4g} ms .* faster architectures"):
+        slimmed(searched, importance, table, score_of({}), budget_ms)
+    with pytest.raises(BudgetUnreachable, match=rf"fastest architecture of the space takes {fastest_ms:.4g} ms") as no:
+        slimmed(searched, importance, table, score_of({}), 0.9 * fastest_ms)
+    assert not isinstance(no.value, WalkEnded)
