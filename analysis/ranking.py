@@ -68,6 +68,13 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None
     return _known(taus(np.asarray(first, float), np.asarray(second, float), np.ones((1, len(first))))[0])
 
 
+def tau_interval(first: Sequence[float], second: Sequence[float], *, seed: int) -> tuple[float, float] | None:
+    """The 95 % interval of `kendall_tau` by a bootstrap over pairs; None where it is not defined."""
+    if len(first) < FEWEST:
+        return None
+    return _interval(taus(np.asarray(first, float), np.asarray(second, float), _resampled(len(first), seed)))
+
+
 def tau_difference(
     scores: Sequence[float], others: Sequence[float], accuracies: Sequence[float], *, seed: int
 ) -> tuple[float | None, tuple[float, float] | None]:

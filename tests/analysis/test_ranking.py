@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.ranking import kendall_tau, latency_groups, precision_at, ranking, regret, taus
+from analysis.ranking import kendall_tau, latency_groups, precision_at, ranking, regret, tau_interval, taus
 
 TRUTH = [70.0, 71.0, 72.5, 73.0, 74.0, 76.0, 77.0, 79.0, 80.0]
 
@@ -77,6 +77,12 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert found[0].tau_interval_95 != found[2].tau_interval_95
 
 
+def test_the_interval_of_two_trainings_is_that_of_a_score() -> None:
+    again = [71.0, 70.0, 72.0, 75.0, 73.0, 76.5, 79.0, 78.0, 81.0]
+    assert tau_interval(again, TRUTH, seed=3) == ranking(again, TRUTH, latencies_ms=range(9), seed=3).tau_interval_95
+    assert tau_interval(TRUTH, TRUTH, seed=0) == (1, 1)
+
+
 def test_size_alone_ranks_over_the_whole_range_and_not_among_nets_of_like_size() -> None:
     latencies_ms = [1.0, 1.01, 1.02, 5.0, 5.01, 5.02, 9.0, 9.01, 9.02]
     truth = [3.0, 2.0, 1.0, 6.0, 5.0, 4.0, 9.0, 8.0, 7.0]
@@ -101,6 +107,8 @@ def test_a_score_that_cannot_tell_nets_apart_picks_by_chance() -> None:
 
 def test_too_few_nets_and_constant_scores_have_no_tau() -> None:
     assert kendall_tau([1.0, 2.0], [1.0, 2.0]) is None
+    assert tau_interval([1.0, 2.0], [1.0, 2.0], seed=0) is None
+    assert tau_interval([1.0] * 9, TRUTH, seed=0) is None
     found = ranking([1.0] * 9, TRUTH, latencies_ms=range(9), seed=0)
     assert (found.tau, found.tau_interval_95, found.spearman, found.tercile_tau) == (None, None, None, None)
     assert ranking([], [], latencies_ms=[], seed=0).regret is None
