@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from search.latency_table import LatencyTable
 from search.parts import LatencyKey, keys
-from search.slimming import Unreachable
+from search.slimming import Unreachable, rounded_up
 from supernet import Architecture
 
 SLACK = 1e-12  # of a limit: what sums of the same numbers in another order may differ by
@@ -85,7 +85,9 @@ class LimitsUnreachable(Unreachable):
 
     def __init__(self, limits: Sequence[AnyLimit], smallest: dict[str, float]) -> None:
         missed = [limit for limit in limits if not limit.allows(smallest[limit.name])]
-        said = [f"{limit.name} at most {limit.at_most:g} (smallest: {smallest[limit.name]:.4g})" for limit in missed]
+        said = [
+            f"{limit.name} at most {limit.at_most:g} (smallest: {rounded_up(smallest[limit.name])})" for limit in missed
+        ]
         together = [f"{limit.name} at most {limit.at_most:g}" for limit in limits]
         super().__init__(
             f"no architecture of the space has {' and '.join(said)}"

@@ -47,10 +47,12 @@ class Latencies(Protocol):
         ...
 
 
-def _rounded_up(value: float) -> float:
-    """To four digits, never down: a budget of what is said must be within reach."""
-    digit = 10.0 ** (math.floor(math.log10(value)) - 3)
-    return math.ceil(value / digit - 1e-9) * digit
+def rounded_up(value: float) -> str:
+    """A whole number as it is, another one to four digits, never down: what is said to be in reach must be."""
+    if value == math.floor(value):
+        return f"{value:.0f}"
+    digit = 10.0 ** (math.floor(math.log10(abs(value))) - 3)
+    return f"{math.ceil(value / digit - 1e-9) * digit:.4g}"
 
 
 class Unreachable(UserError):
@@ -65,7 +67,7 @@ class BudgetUnreachable(Unreachable):
     ) -> None:
         super().__init__(
             f"budget {budget_ms:g} ms is out of reach: {of} takes"
-            f" {_rounded_up(smallest_ms):.4g} ms on this device; raise the budget, or allow smaller widths or skipped"
+            f" {rounded_up(smallest_ms)} ms on this device; raise the budget, or allow smaller widths or skipped"
             " blocks"
         )
         self.budget_ms = budget_ms
@@ -80,7 +82,7 @@ class WalkEnded(BudgetUnreachable):
         UserError.__init__(
             self,
             f"budget {budget_ms:g} ms is out of reach of greedy slimming: its way ends at"
-            f" {_rounded_up(smallest_ms):.4g} ms on this device, though the space has faster architectures; raise the"
+            f" {rounded_up(smallest_ms)} ms on this device, though the space has faster architectures; raise the"
             " budget, or search with the method exact",
         )
         self.budget_ms, self.smallest_ms, self.of = budget_ms, smallest_ms, "greedy slimming"
@@ -93,7 +95,7 @@ class BudgetMissed(BudgetUnreachable):
         UserError.__init__(
             self,
             f"budget {budget_ms:g} ms was missed {rounds} times: the fastest net that was tried measured"
-            f" {_rounded_up(fastest_ms):.4g} ms, more than the table predicts; measure the table again on an idle"
+            f" {rounded_up(fastest_ms)} ms, more than the table predicts; measure the table again on an idle"
             " machine, or raise the budget",
         )
         self.budget_ms, self.smallest_ms, self.of = budget_ms, fastest_ms, "the fastest net that was tried"

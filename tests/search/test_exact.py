@@ -170,10 +170,16 @@ def test_a_constant_counts() -> None:
 
 def test_a_limit_out_of_reach_is_refused_with_the_smallest_value() -> None:
     searched, of = space("tokens last"), priced(space("tokens last"), 0)
-    least = min(Limit("", of, 0.0).used(net) for net in every_architecture(searched))
-    with pytest.raises(LimitsUnreachable, match=rf"ms at most 0\.01 \(smallest: {least:.4g}\)") as caught:
+    fastest = min(Limit("", of, 0.0).used(net) for net in every_architecture(searched))
+    with pytest.raises(LimitsUnreachable, match=r"ms at most 0\.01 \(smallest: ") as caught:
         solve(searched, drawn(searched, 0), [Limit("ms", of, 0.01), Limit("parameters", lambda key: 1.0, 1e9)])
-    assert caught.value.smallest["ms"] == pytest.approx(least)
+    assert caught.value.smallest["ms"] == pytest.approx(fastest)
+    said = float(str(caught.value).split("smallest: ")[1].rstrip(")"))
+    assert fastest <= said <= 1.001 * fastest
+    found = solve(searched, drawn(searched, 0), [Limit("ms", of, said)])  # what is said can be reached
+    assert found.used["ms"] <= said
+    with pytest.raises(LimitsUnreachable, match=r"parameters at most 1 \(smallest: 4938268\)"):
+        solve(searched, drawn(searched, 0), [Limit("parameters", lambda key: 1234567.0, 1.0)])
 
 
 def test_the_same_question_has_the_same_answer() -> None:

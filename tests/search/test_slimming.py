@@ -12,7 +12,7 @@ from search.actions import ChangeCandidate, DropFirst3D, NarrowStage, SkipPath, 
 from search.baselines import random_architecture
 from search.frontier import legal_actions
 from search.importance import Importance
-from search.slimming import BudgetUnreachable, WalkEnded, check_reachable, scores_of, slim
+from search.slimming import BudgetUnreachable, WalkEnded, check_reachable, rounded_up, scores_of, slim
 from search.trajectory import Step, Trajectory
 from supernet.architecture import Architecture
 from supernet.block_types import Identity
@@ -310,3 +310,20 @@ def test_a_budget_that_only_another_candidate_keeps_is_in_reach_and_the_walk_say
     with pytest.raises(BudgetUnreachable, match=rf"fastest architecture of the space takes {fastest_ms:.4g} ms") as no:
         slimmed(searched, importance, table, score_of({}), 0.9 * fastest_ms)
     assert not isinstance(no.value, WalkEnded)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "0"),
+        (7.0, "7"),
+        (1234567, "1234567"),
+        (1.23401, "1.235"),
+        (1.234, "1.234"),
+        (0.0456789, "0.04568"),
+        (123456.7, "1.235e+05"),
+        (-1.2349, "-1.234"),
+    ],
+)
+def test_what_is_said_to_be_in_reach_is_whole_or_rounded_up(value: float, said: str) -> None:
+    assert rounded_up(value) == said
