@@ -48,7 +48,8 @@ class Solver:
         self.run = run
         self.working = run.path if working is None else working
         self.trajectories: dict[Greedy, Trajectory] = {}
-        self.scored: dict[Architecture, float] = {}  # what the exact search has proposed so far
+        # What the exact search has proposed so far, each job's apart, so that no answer depends on the jobs before
+        self.scored: dict[Job, dict[Architecture, float]] = {}
         self._importances: dict[ImportanceKind, Importance] = {}
         self._proven: list[ProvenOptimum] = []
         self._random: dict[float, list[Scored]] = {}  # what random search has scored, by budget
@@ -142,14 +143,16 @@ class Solver:
                 )
             )
 
-        return refined(space, self.contributions, score=self.scorer, limits=limits, scored=self.scored, proven=proven)
+        scored = self.scored.setdefault(job, {})
+        return refined(space, self.contributions, score=self.scorer, limits=limits, scored=scored, proven=proven)
 
-    def save_proofs(self, *, suffix: str = "") -> list[Path]:
-        """Write what the integer programs were solved to, if there were any; the file."""
-        if not self._proven:
+    def save_proofs(self, *, suffix: str = "", budget_ms: float | None = None) -> list[Path]:
+        """Write what the integer programs, or those for one budget, were solved to, if there were any; the file."""
+        programs = tuple(each for each in self._proven if budget_ms in (None, each.budget_ms))
+        if not programs:
             return []
-        path = self.run.path / f"{PROOFS}{suffix}.json"
-        save(Proofs(programs=tuple(self._proven)), path)
+        path = self.working / f"{PROOFS}{suffix}.json"
+        save(Proofs(programs=programs), path)
         return [path]
 
     @cached_property

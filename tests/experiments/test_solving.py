@@ -17,6 +17,7 @@ from experiments.run import Run
 from experiments.solving import Solver, architecture_path
 from search.correction import Correction
 from search.limits import LimitsUnreachable
+from search.refining import refined
 from search.slimming import BudgetUnreachable
 from supernet import Architecture, cost
 from supernet.activation_memory import peak_activations
@@ -208,6 +209,37 @@ def test_what_was_proven_is_written_down(run: Run) -> None:
         assert program.modelled_percent <= program.bound_percent == pytest.approx(program.modelled_percent, abs=1e-4)
         assert program.used.keys() == program.at_most.keys() == {"ms", "parameters"}
         assert all(program.used[name] <= program.at_most[name] for name in program.used)
+
+
+def test_what_is_proven_for_a_budget_is_written_apart_where_the_search_is_at_work(run: Run, tmp_path: Path) -> None:
+    solver = Solver(run, working=tmp_path)
+    largest_ms = run.table.latency_ms(run.space.largest)
+    for budget_ms in (1.0, 2.0):
+        solver.exact(Job(method="exact", budget_ms=budget_ms), 0.4 * budget_ms * largest_ms)
+    (path,) = solver.save_proofs(suffix="-of-2", budget_ms=2.0)
+    assert path == tmp_path / "exact-of-2.json"
+    assert {program.budget_ms for program in load(Proofs, path).programs} == {2.0}
+    assert solver.save_proofs(budget_ms=3.0) == []
+
+
+def test_what_the_exact_method_finds_does_not_depend_on_the_budgets_before(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[Architecture, float]] = []
+
+    def watched(*words: Any, scored: dict[Architecture, float], **options: Any) -> Architecture:
+        given.append(dict(scored))
+        return refined(*words, scored=scored, **options)
+
+    monkeypatch.setattr("experiments.solving.refined", watched)
+    largest_ms = run.table.latency_ms(run.space.largest)
+    solver, first, second = Solver(run), Job(method="exact", budget_ms=1.0), Job(method="exact", budget_ms=2.0)
+    solver.exact(first, 0.7 * largest_ms)
+    found = solver.exact(second, 0.8 * largest_ms)
+    assert found == Solver(run).exact(second, 0.8 * largest_ms)  # after a stop between the two
+    solver.exact(second, 0.75 * largest_ms)
+    assert given[0] == given[1] == given[2] == {}
+    assert given[3]  # another question about one budget knows what was scored for it
 
 
 def test_limits_out_of_reach_end_with_the_smallest_value(run: Run) -> None:
