@@ -14,7 +14,7 @@ from experiments.experiment import Method
 from experiments.external_nets import ExternalName, ExternalNet
 from experiments.models import Job
 from experiments.study import CompareConfig
-from experiments.study_units import TrainedNet
+from experiments.study_units import FailedTraining, TrainedNet
 from search.delivery import Delivery
 from supernet.schema import Record
 from train.retraining import RetrainConfig
@@ -93,16 +93,18 @@ class StudiedNet(Record):
 
 
 class MethodResult(Record):
-    """A method at a budget; figures over trainings that are done, null where too few are.
+    """A method at a budget; figures over the searches whose net is trained with every seed, null where too few are.
 
-    A method without randomness is searched with the first search seed alone. `mean` and `sd` are over all runs,
-    `interval_95` is the wider of Student's t over search seeds and over retraining seeds (`interval_by`).
-    `difference_to_random` is the mean minus that of random search at equal cost; its interval is the widest of a paired
-    t over retraining seeds and of one over search seeds (paired, or Welch's where only one of the two was searched
-    with several; `difference_by`). Means and intervals count searches whose net is trained with every seed. `minutes`
-    are those of all its searches and trainings, though a training may be shared with others; `search_minutes` those of
-    its searches.
+    A method without randomness is searched with the first search seed alone. `accuracy_percent` are the runs of those
+    searches, `mean` and `sd` theirs; runs of other searches are in `nets` alone. Of all that were asked for, `missing`
+    are still to do, `failed` diverged. `interval_95` is the wider of Student's t over search seeds and over retraining
+    seeds (`interval_by`). `difference_to_random` is the mean minus that of random search at equal cost; its interval is
+    the widest of a paired t over retraining seeds and of one over search seeds (paired, or Welch's where only one of
+    the two was searched with several; `difference_by`). `minutes` are those of all its searches and trainings, though a
+    training may be shared with others; `search_minutes` those of its searches.
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"failed"})
 
     method: Method | ExternalMethod
     budget_ms: float
@@ -122,6 +124,7 @@ class MethodResult(Record):
     search_minutes: float
     unreachable: tuple[str, ...]
     nets: tuple[StudiedNet, ...]
+    failed: int = 0
 
 
 class Difference(Record):
@@ -146,9 +149,12 @@ class OverallResult(Record):
 
 
 class CompareRecord(Record):
-    """`study.json`: methods against each other; `missing` of its `trainings` are still to do."""
+    """`study.json`: methods against each other; `missing` of its `trainings` are still to do, `failed` diverged.
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"overall"})
+    A search whose net failed with a seed is in no mean and no interval.
+    """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"overall", "failed"})
 
     schema_version: Literal[1] = 1
     study: str
@@ -165,6 +171,7 @@ class CompareRecord(Record):
     environment: Environment
     results: tuple[MethodResult, ...]
     overall: tuple[OverallResult, ...] = ()
+    failed: tuple[FailedTraining, ...] = ()
 
 
 def method_result(
@@ -176,14 +183,17 @@ def method_result(
     found: Sequence[FoundNet | FoundExternal],
     nets: Sequence[StudiedNet],
     results: Mapping[tuple[str, int], TrainedNet],
+    failed: Sequence[FailedTraining],
     reference: Whole | None,
 ) -> MethodResult:
-    """The figures of a method at a budget: of what was found, of its nets, and of their trainings that are done.
+    """The figures of a method at a budget: of what was found, of its nets, and of their trainings, done and failed.
 
     `reference` is what it is compared with, None for random search itself.
     """
-    runs = [percent for net in nets for percent in net.accuracy_percent.values()]
     whole = by_search_seed(nets, retrain_seeds)
+    runs = [percent for percents in whole.values() for percent in percents]
+    done = sum(len(net.accuracy_percent) for net in nets)
+    lost = sum(failure.name == net.digest and failure.seed in retrain_seeds for net in nets for failure in failed)
     interval, by = interval_of(whole)
     difference, bounds, how = (None, None, None) if reference is None else difference_of([(whole, reference)])
     trainings = {(net.digest, int(seed)) for net in nets for seed in net.accuracy_percent}
@@ -195,7 +205,7 @@ def method_result(
         budget_ms=budget_ms,
         search_seeds=search_seeds,
         retrain_seeds=retrain_seeds,
-        missing=wanted - len(runs) - len(reasons) * len(retrain_seeds),
+        missing=wanted - done - lost - len(reasons) * len(retrain_seeds),
         accuracy_percent=tuple(runs),
         mean=float(np.mean(runs)) if runs else None,
         sd=float(np.std(runs, ddof=1)) if len(runs) > 1 else None,
@@ -209,6 +219,7 @@ def method_result(
         search_minutes=round(seconds / 60, 2),
         unreachable=tuple(dict.fromkeys(reasons)),
         nets=tuple(nets),
+        failed=lost,
     )
 
 

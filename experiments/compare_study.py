@@ -27,7 +27,7 @@ from experiments.models import Job
 from experiments.run import Run
 from experiments.solving import Solver
 from experiments.study import CompareConfig, Study
-from experiments.study_units import StudyFolder, TrainedNet, Training, trained
+from experiments.study_units import FailedTraining, StudyFolder, TrainedNet, Training, failures, trained
 from search.slimming import Unreachable
 from supernet import Architecture, cost
 from supernet.cost import Cost
@@ -121,6 +121,7 @@ class CompareStudy:
             except Unreachable as unreachable:
                 reason = str(unreachable)
             seconds = round(time.monotonic() - began, 2)
+            solver.save_proofs(suffix=f"-proofs-{job.budget_ms:g}ms", budget_ms=job.budget_ms)
             found = FoundNet(job=job, search_seed=seed, delivery=delivery, unreachable=reason, seconds=seconds)
             save(found, working / f"{job.name}.json")
             shown = reason if delivery is None else f"predicted {delivery.delivered.predicted_ms:.3f} ms"
@@ -175,7 +176,7 @@ class CompareStudy:
         """What is known by now."""
         tasks = self.trainings
         results = {(task.name, task.seed): result for task in tasks if (result := trained(task)) is not None}
-        measured = self.measured()
+        failed, measured = failures(tasks), self.measured()
         found = [(job, seed, self.found(job, seed)) for job, seed in self.searches]
         nets = self._studied(found, results, measured)
         means = {key: by_search_seed(studied, self.config.retrain_seeds) for key, studied in nets.items()}
@@ -189,12 +190,13 @@ class CompareStudy:
                 found=[each for job, _, each in found if (job.method, job.budget_ms) == (method, budget_ms) and each],
                 nets=nets[method, budget_ms],
                 results=results,
+                failed=failed,
                 reference=references.get(budget_ms) if method != REFERENCE else None,
             )
             for budget_ms in self.run.budgets_ms
             for method in self.config.methods
         )
-        every = ours + self._external_results(results, measured, references)
+        every = ours + self._external_results(results, failed, measured, references)
         return CompareRecord(
             study=self.study.name,
             experiment=self.run.experiment.name,
@@ -204,12 +206,13 @@ class CompareStudy:
             test_set=self.run.experiment.data.path,
             test_images=next((result.total for result in results.values()), 0),
             trainings=len(tasks),
-            missing=len(tasks) - len(results),
+            missing=len(tasks) - len(results) - len(failed),
             searches_missing=sum(each is None for _, _, each in found) + self.external.missing,
             speed=None if measured is None else measured.speed,
             environment=self.run.environment,
             results=every,
             overall=overall(every),
+            failed=failed,
         )
 
     def _studied(
@@ -256,6 +259,7 @@ class CompareStudy:
     def _external_results(
         self,
         results: Mapping[tuple[str, int], TrainedNet],
+        failed: Sequence[FailedTraining],
         measured: MeasuredNets | None,
         references: Mapping[float, Whole],
     ) -> tuple[MethodResult, ...]:
@@ -266,5 +270,6 @@ class CompareStudy:
             retrain_seeds=self.config.retrain_seeds,
             studied=lambda net: self._studied_net(net, first, predicted_ms=None, results=results, measured=measured),
             results=results,
+            failed=failed,
             references=references,
         )

@@ -19,7 +19,7 @@ from experiments.compare_record import (
 )
 from experiments.external_nets import FAMILIES, ExternalName, ExternalNet
 from experiments.run import Run
-from experiments.study_units import TrainedNet
+from experiments.study_units import FailedTraining, TrainedNet
 from supernet import UserError
 from supernet.architecture import PatchStem
 from supernet.schema import load, save
@@ -74,6 +74,7 @@ class Externals:
         retrain_seeds: tuple[int, ...],
         studied: Callable[[ExternalNet], StudiedNet],
         results: Mapping[tuple[str, int], TrainedNet],
+        failed: Sequence[FailedTraining],
         references: Mapping[float, Whole],
     ) -> tuple[MethodResult, ...]:
         """The figures of every name at every budget; `references` are those of random search, by budget."""
@@ -87,6 +88,7 @@ class Externals:
                 found=[] if (found := self.found(name, budget_ms)) is None else [found],
                 nets=[] if found is None or found.net is None else [studied(found.net)],
                 results=results,
+                failed=failed,
                 reference=references.get(budget_ms),
             )
             for name, budget_ms in asked

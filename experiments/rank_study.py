@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from analysis.ranking import kendall_tau, ranking, tau_difference
+from analysis.ranking import kendall_tau, ranking, tau_difference, tau_interval
 from experiments.artifacts import Environment, digest_of
 from experiments.console import counted
 from experiments.importances import MEASURED
 from experiments.run import Run
 from experiments.scorers import Scorers, Scores
 from experiments.study import RankConfig, Study
-from experiments.study_units import StudyFolder, Training, trained
+from experiments.study_units import FailedTraining, StudyFolder, Training, failures, trained
 from experiments.supernet_variants import SupernetVariants
 from supernet import Architecture, UserError, cost
 from supernet.schema import Record
@@ -23,6 +23,7 @@ from train.retraining import RetrainConfig
 
 BINS = 10  # equal parts of the range of predicted latencies
 DRAWS = 3000  # always as many, so that a larger study begins with the nets of a smaller one
+BOOTSTRAP_SEED = derived_seed(0, "bootstrap") % 2**32  # the same samples for every score
 
 Interval = tuple[float, float]
 
@@ -65,10 +66,14 @@ class ScorerRanking(Record):
 
 
 class RankRecord(Record):
-    """`rank_study.json`: scores against trainings; `missing` of its `trainings` are still to do.
+    """`rank_study.json`: scores against trainings; `missing` of its `trainings` are still to do, `failed` diverged.
 
-    `seed_sd_points` is the standard deviation of one training's accuracy over seeds, from the nets of the ceiling.
+    A net with a training that failed is in no figure that needs it. `seed_sd_points` is the standard deviation of one
+    training's accuracy over seeds, from the nets of the ceiling; `seed_ceiling_interval_95` is by a bootstrap over
+    these nets, as the intervals of the scores' taus are.
     """
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"seed_ceiling_interval_95", "failed"})
 
     schema_version: Literal[1] = 1
     study: str
@@ -86,6 +91,8 @@ class RankRecord(Record):
     environment: Environment
     scorers: tuple[ScorerRanking, ...]
     architectures: tuple[RankedNet, ...]
+    seed_ceiling_interval_95: Interval | None = None
+    failed: tuple[FailedTraining, ...] = ()
 
 
 def spread_architectures(run: Run, config: RankConfig) -> list[Architecture]:
@@ -144,12 +151,20 @@ class RankStudy:
         """Train the supernets of the ablation that are missing."""
         self.variants.train()
 
+    @property
+    def score_key(self) -> str:
+        """The digest of all that scores depend on besides their architectures: the name of the folder they are kept in.
+
+        The supernet's files tell its space, but not which of its candidates the table's runtime can build.
+        """
+        run, search = self.run, self.run.experiment.search
+        images = [search.refit_images, search.score_images, run.experiment.evaluate.batch_size]
+        left_out = [] if run.runnable_space == run.space else [run.runnable_space.digest]
+        return digest_of([self.folder.supernet, self.folder.images, images, *left_out])[:16]
+
     def score(self) -> None:
         """Score every architecture in every way; what was scored before is read."""
-        run = self.run
-        search = run.experiment.search
-        images = [search.refit_images, search.score_images, run.experiment.evaluate.batch_size]
-        key = digest_of([self.folder.supernet, self.folder.images, images])[:16]
+        run, key = self.run, self.score_key
         scorers = Scorers(run, self.folder.path / "scores" / key)
         for kind in MEASURED:
             scorers.measured(kind)
@@ -167,7 +182,8 @@ class RankStudy:
         percent = {key: result.accuracy_percent for key, result in results.items()}
         known = [net.digest for net in self.nets if all((net.digest, seed) in percent for seed in self.config.seeds)]
         accuracy = {name: float(np.mean([percent[name, seed] for seed in self.config.seeds])) for name in known}
-        ceiling, ceiling_nets, seed_sd = self._ceiling(percent)
+        ceiling, ceiling_interval, ceiling_nets, seed_sd = self._ceiling(percent)
+        failed = failures(tasks)
         return RankRecord(
             study=self.study.name,
             experiment=self.run.experiment.name,
@@ -176,7 +192,7 @@ class RankStudy:
             test_set=self.run.experiment.data.path,
             test_images=next((result.total for result in results.values()), 0),
             trainings=len(tasks),
-            missing=len(tasks) - len(results),
+            missing=len(tasks) - len(results) - len(failed),
             training_minutes=round(sum(result.seconds for result in results.values()) / 60, 2),
             seed_ceiling_tau=ceiling,
             seed_ceiling_architectures=ceiling_nets,
@@ -194,18 +210,22 @@ class RankStudy:
                 )
                 for net in self.nets
             ),
+            seed_ceiling_interval_95=ceiling_interval,
+            failed=failed,
         )
 
-    def _ceiling(self, percent: Mapping[tuple[str, int], float]) -> tuple[float | None, int, float | None]:
-        """Tau between two trainings of the same nets, how many they are, and the spread of one training in points."""
+    def _ceiling(
+        self, percent: Mapping[tuple[str, int], float]
+    ) -> tuple[float | None, Interval | None, int, float | None]:
+        """Tau between two trainings of the same nets with its interval, how many they are, one training's spread."""
         if self.config.ceiling is None:
-            return None, 0, None
+            return None, None, 0, None
         first, second = self.config.seeds[0], self.config.ceiling.seed
         names = [net.digest for net in self.ceiling_nets]
         both = [name for name in names if (name, first) in percent and (name, second) in percent]
         one, other = [percent[name, first] for name in both], [percent[name, second] for name in both]
         spread = float(np.std(np.subtract(one, other), ddof=1)) / 2**0.5 if len(both) > 1 else None
-        return kendall_tau(one, other), len(both), spread
+        return kendall_tau(one, other), tau_interval(one, other, seed=BOOTSTRAP_SEED), len(both), spread
 
     def _rankings(
         self, known: Sequence[str], accuracy: Mapping[str, float], ceiling: float | None
@@ -214,17 +234,16 @@ class RankStudy:
         if not scored:
             return ()
         rankings = []
-        seed = derived_seed(0, "bootstrap") % 2**32  # the same samples for every score
         trained_percent = [accuracy[name] for name in scored]
         for scorer in self.scores[scored[0]]:
             values = [self.scores[name][scorer] for name in scored]
             latencies_ms = [self.table_ms[name] for name in scored]
-            found = ranking(values, trained_percent, latencies_ms=latencies_ms, seed=seed)
+            found = ranking(values, trained_percent, latencies_ms=latencies_ms, seed=BOOTSTRAP_SEED)
             variant, _, base = scorer.rpartition("/")
             difference, interval = None, None
             if variant:
                 own = [self.scores[name][base] for name in scored]
-                difference, interval = tau_difference(values, own, trained_percent, seed=seed)
+                difference, interval = tau_difference(values, own, trained_percent, seed=BOOTSTRAP_SEED)
             rankings.append(
                 ScorerRanking(
                     scorer=scorer,

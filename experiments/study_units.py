@@ -23,7 +23,7 @@ from supernet import Architecture
 from supernet.schema import Record, load, plain, save
 from train.distillation import teacher_files
 from train.evaluation import accuracy
-from train.loop import Progress
+from train.loop import LossDiverged, Progress
 from train.retraining import initial_model, retrain
 from train.supernet_training import weights_path
 
@@ -60,6 +60,17 @@ class TrainedNet(Record):
     def accuracy_percent(self) -> float:
         """Correct test images in percent."""
         return 100 * self.correct / self.total
+
+
+class FailedTraining(Record):
+    """A training that diverged, and where: it would again, so it is not tried again while this file is there."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    seed: int
+    depends_on: str
+    reason: str
+    seconds: float
 
 
 class StudyFolder:
@@ -107,27 +118,58 @@ def trained(task: Training) -> TrainedNet | None:
     return load(TrainedNet, task.unit) if task.unit.exists() else None
 
 
+def failed(task: Training) -> FailedTraining | None:
+    """The failure of a training that diverged. Raises `UserError` for a file that was damaged."""
+    path = _failure(task)
+    return load(FailedTraining, path) if path.exists() else None
+
+
+def failures(tasks: Iterable[Training]) -> tuple[FailedTraining, ...]:
+    """The trainings that diverged."""
+    return tuple(failure for task in tasks if (failure := failed(task)) is not None)
+
+
+def left_of(tasks: Iterable[Training]) -> list[Training]:
+    """The trainings that are still to do: neither done nor failed."""
+    return [task for task in tasks if trained(task) is None and failed(task) is None]
+
+
 def distinct(tasks: Iterable[Training]) -> list[Training]:
     """The same trainings, each once: who asks for the same net and seed shares the result."""
     return list({task.unit: task for task in tasks}.values())
 
 
 def train_net(run: Run, task: Training, progress: Progress) -> None:
-    """Train one net by the run's recipe and count the test images, unless that is done; an interrupted one goes on."""
-    if task.unit.exists():
+    """Train one net by the run's recipe and count the test images, unless that is done; an interrupted one goes on.
+
+    One that diverges leaves its `FailedTraining` in the place of a result, so that the other trainings go on.
+    """
+    if not left_of([task]):
         return
     began = time.monotonic()
     working, train = task.unit.with_suffix(""), run.experiment.train
-    net = retrain(
-        _fresh(run, task),
-        run.data,
-        train,
-        digest=task.name,
-        seed=task.seed,
-        directory=working,
-        progress=progress,
-        device=run.device,
-    )
+    try:
+        net = retrain(
+            _fresh(run, task),
+            run.data,
+            train,
+            digest=task.name,
+            seed=task.seed,
+            directory=working,
+            progress=progress,
+            device=run.device,
+        )
+    except LossDiverged as diverged:
+        failure = FailedTraining(
+            name=task.name,
+            seed=task.seed,
+            depends_on=task.unit.parent.name,
+            reason=diverged.what,
+            seconds=round(time.monotonic() - began, 2),
+        )
+        save(failure, _failure(task))
+        shutil.rmtree(working)
+        return
     counted = accuracy(net, run.data.test, batch_size=run.experiment.evaluate.batch_size, precision="fp32")
     result = TrainedNet(
         name=task.name,
@@ -139,6 +181,10 @@ def train_net(run: Run, task: Training, progress: Progress) -> None:
     )
     save(result, task.unit)
     shutil.rmtree(working)
+
+
+def _failure(task: Training) -> Path:
+    return task.unit.with_suffix(".failed.json")
 
 
 def _fresh(run: Run, task: Training) -> nn.Module:

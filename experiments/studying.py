@@ -20,7 +20,16 @@ from experiments.pipeline import minutes
 from experiments.rank_study import RankRecord, RankStudy
 from experiments.run import Run
 from experiments.study import Study
-from experiments.study_units import StudyFolder, Training, distinct, train_net, trained
+from experiments.study_units import (
+    StudyFolder,
+    Training,
+    distinct,
+    failed,
+    failures,
+    left_of,
+    train_net,
+    trained,
+)
 from experiments.workers import Report, train_at_once
 from supernet import UserError
 from supernet.schema import load, save
@@ -67,7 +76,7 @@ class OpenStudy:
     def train(self) -> None:
         """Train what is not trained yet, several nets at once on a CPU."""
         run, everything = self.run, self.trainings
-        left = [task for task in everything if trained(task) is None]
+        left = left_of(everything)
         if not left:
             return
         run.screen.line(f"{len(left)} of {len(everything)} trainings to do")
@@ -103,19 +112,23 @@ class OpenStudy:
         figures = write_study_figures(self.path)
         if self.rank is not None:
             ranks = self.rank.record()
-            ceiling = (
-                ""
-                if ranks.seed_ceiling_tau is None
-                else f", retrained with another seed {_two(ranks.seed_ceiling_tau)}"
-            )
-            screen.table(f"Kendall's tau of {ranks.trainings - ranks.missing} trainings{ceiling}", *rank_table(ranks))
+            ceiling = ""
+            if ranks.seed_ceiling_tau is not None:
+                ceiling = f", retrained with another seed {_two(ranks.seed_ceiling_tau)}"
+            if ranks.seed_ceiling_interval_95 is not None:
+                ceiling += f" ({_range(ranks.seed_ceiling_interval_95)})"
+            done = ranks.trainings - ranks.missing - len(ranks.failed)
+            screen.table(f"Kendall's tau of {done} trainings{ceiling}", *rank_table(ranks))
             if any("/" in found.scorer for found in ranks.scorers):
                 screen.table("Supernets trained otherwise, against the run's own", *variant_table(ranks))
         if self.compare is not None:
             compared = self.compare.record()
-            screen.table(f"Test accuracy, {compared.trainings - compared.missing} trainings", *compare_table(compared))
+            done = compared.trainings - compared.missing - len(compared.failed)
+            screen.table(f"Test accuracy, {done} trainings", *compare_table(compared))
             screen.table("Mean over the budgets", *overall_table(compared))
-        left = sum(trained(task) is None for task in self.trainings)
+        for failure in failures(self.trainings):
+            screen.line(f"{failure.name}, seed {failure.seed}, failed and is left out: {failure.reason}")
+        left = len(left_of(self.trainings))
         if left:
             screen.line(f"{left} trainings are missing; run the same command again to go on")
         screen.line("Written: " + ", ".join(str(path) for path in (*self.records, *figures)))
@@ -227,14 +240,20 @@ class _Follower:
             return
         self.done += 1
         self.study.write_records()
-        result = trained(task)
-        assert result is not None
         left = (self.macs - self.before - now) / now * (time.monotonic() - self.began)
         self.study.run.screen.line(
-            f"  {self.done} of {self.all}: {task.name}, seed {task.seed}: {result.accuracy_percent:.2f} %,"
-            f" {task.macs / 1e6:.1f} M MACs, {result.seconds:.0f} s"
+            f"  {self.done} of {self.all}: {task.name}, seed {task.seed}: {_outcome(task)}"
             + (f"; about {minutes(left)} left" if self.done < self.all else "")
         )
+
+
+def _outcome(task: Training) -> str:
+    """What a training that has ended came to."""
+    result, failure = trained(task), failed(task)
+    if result is None:
+        assert failure is not None
+        return f"failed, {failure.reason}"
+    return f"{result.accuracy_percent:.2f} %, {task.macs / 1e6:.1f} M MACs, {result.seconds:.0f} s"
 
 
 @contextmanager

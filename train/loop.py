@@ -29,7 +29,14 @@ GPU_CHECK_STEPS = 32  # a look at the losses waits for the GPU, so it is not tak
 
 
 class LossDiverged(UserError):
-    """A loss became nan or inf; the last good checkpoint is kept."""
+    """A loss or a weight became nan or inf; `what` says which and when. The last good checkpoint is kept."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}. The checkpoint before it is kept; try a lower learning_rate or a gradient_clip_norm, and"
+            " precision fp32"
+        )
+        self.what = what
 
 
 class Training(Protocol):
@@ -167,9 +174,7 @@ class _Epoch:
             for name, value in zip(losses, values, strict=True):
                 if not math.isfinite(value):
                     raise LossDiverged(
-                        f"{self.training.name}: {name} became {value} in epoch {self.position.epoch + 1}, "
-                        f"step {at + 1}. The checkpoint before it is kept; try a lower learning_rate or a "
-                        "gradient_clip_norm, and precision fp32"
+                        f"{self.training.name}: {name} became {value} in epoch {self.position.epoch + 1}, step {at + 1}"
                     )
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
@@ -200,10 +205,7 @@ def _save(training: Training, position: Position, directory: Path) -> None:
     for name, tensor in tensors.items():  # a gradient can overflow while the loss is still finite
         if not tensor.isfinite().all():
             step = position.epoch * training.steps_per_epoch + position.step
-            raise LossDiverged(
-                f"{training.name}: {name} became nan or inf by step {step} of the training. The checkpoint before "
-                "it is kept; try a lower learning_rate or a gradient_clip_norm, and precision fp32"
-            )
+            raise LossDiverged(f"{training.name}: {name} became nan or inf by step {step} of the training")
     state: dict[str, Any] = position.model_dump(mode="json")
     save_checkpoint(checkpoint_path(directory, training.name), tensors, state)
 

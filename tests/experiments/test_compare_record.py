@@ -8,6 +8,7 @@ import pytest
 
 from experiments.compare_record import MethodResult, StudiedNet, difference_of, interval_of, method_result, overall
 from experiments.experiment import Method
+from experiments.study_units import FailedTraining
 
 
 def test_the_interval_of_a_method_covers_its_searches_and_its_retrainings() -> None:
@@ -71,9 +72,9 @@ def test_a_method_is_compared_at_the_budgets_that_both_reach() -> None:
             for seed, percents in enumerate(searches)
         ]
         seeds = tuple(range(len(searches)))
-        kinds = {"search_seeds": seeds, "retrain_seeds": (0, 1), "found": (), "results": {}, "reference": None}
         timed = {(net.digest, seed): SimpleNamespace(seconds=1.0) for net in nets for seed in (0, 1)}
-        return method_result(method, budget_ms, nets=nets, **kinds | {"results": timed})
+        kinds = {"search_seeds": seeds, "retrain_seeds": (0, 1), "found": (), "failed": (), "reference": None}
+        return method_result(method, budget_ms, nets=nets, results=timed, **kinds)
 
     random = [result("random_search", 2.0, (80.0, 81.0), (80.4, 80.6)), result("random_search", 1.0, (70.0, 70.0))]
     exact = [result("exact", 2.0, (82.0, 82.4)), result("exact", 0.5, (60.0, 60.2))]
@@ -86,3 +87,40 @@ def test_a_method_is_compared_at_the_budgets_that_both_reach() -> None:
     assert difference.by == "Welch's t, retraining seeds against search seeds"
     assert found["random_search"].against == {}
     assert overall([result("exact", 2.0)]) == ()
+
+
+def test_all_figures_are_over_the_searches_whose_net_is_trained_with_every_seed() -> None:
+    percents = [{"0": 80.0, "1": 81.0}, {"0": 70.0}, {"1": 60.0}, {"0": 82.0, "1": 84.0}]
+    nets = [
+        StudiedNet(
+            search_seed=seed,
+            digest=f"net{seed}",
+            predicted_ms=1.0,
+            measured_ms=1.0,
+            macs=1,
+            parameters=1,
+            accuracy_percent=accuracies,
+        )
+        for seed, accuracies in enumerate(percents)
+    ]
+    timed = {(net.digest, seed): SimpleNamespace(seconds=1.0) for net in nets for seed in (0, 1)}
+    lost = FailedTraining(name="net2", seed=0, depends_on="recipe", reason="loss became nan", seconds=1.0)
+    whole = {0: (80.0, 81.0), 3: (82.0, 84.0)}
+    found = method_result(
+        "evolution",
+        1.0,
+        search_seeds=(0, 1, 2, 3),
+        retrain_seeds=(0, 1),
+        found=(),
+        nets=nets,
+        results=timed,
+        failed=(lost, lost.model_copy(update={"name": "another"})),
+        reference={0: (80.0, 80.0), 3: (80.0, 80.0)},
+    )
+    assert found.accuracy_percent == (80.0, 81.0, 82.0, 84.0)
+    assert found.mean == 81.75
+    assert found.sd == pytest.approx(1.7078, abs=1e-4)
+    assert found.interval_95 == interval_of(whole)[0]
+    assert found.difference_to_random == pytest.approx(1.75)
+    assert (found.missing, found.failed) == (1, 1)
+    assert [net.accuracy_percent for net in found.nets] == percents

@@ -17,9 +17,11 @@ from experiments import rank_study, studying
 from experiments.compare_study import WITHOUT_RANDOMNESS
 from experiments.console import Screen
 from experiments.experiment import load_experiment
+from experiments.models import Proofs
 from experiments.study import Study, load_study, studied_run
 from experiments.study_units import Training, distinct
-from supernet.schema import save
+from supernet.schema import load, save
+from train.loop import LossDiverged
 
 Slimformer = Callable[..., Any]
 Contents = Callable[[Path], dict[str, bytes]]
@@ -120,6 +122,9 @@ def test_a_rank_study_trains_every_net_and_ranks_every_score(ranked: Any) -> Non
     by_ms = sorted(nets.values(), key=lambda net: net["table_ms"])
     twice = [net["digest"] for net in by_ms if set(net["accuracy_percent"]) == {"0", "1"}]
     assert twice == [by_ms[0]["digest"], by_ms[2]["digest"], by_ms[4]["digest"]]  # the ceiling is spread
+    first, second = ([nets[name]["accuracy_percent"][seed] for name in twice] for seed in ("0", "1"))
+    interval = ranking.tau_interval(first, second, seed=rank_study.BOOTSTRAP_SEED)
+    assert found["seed_ceiling_interval_95"] == (None if interval is None else list(interval))
     names = [scorer["scorer"] for scorer in found["scorers"]]
     assert len(names) == len(set(names)) >= 9
     for scorer in found["scorers"]:
@@ -197,6 +202,100 @@ def test_two_processes_give_the_accuracies_of_one(
     found, expected = (record(folder, "rank_study.json")["architectures"] for folder in (out, ranked[0]))
     accuracies = [{net["digest"]: net["accuracy_percent"] for net in nets} for nets in (found, expected)]
     assert accuracies[0] == accuracies[1]  # the scores were taken on other threads
+
+
+def test_a_training_that_diverges_is_named_and_left_out_and_the_others_go_on(
+    ranked: Any,
+    write: WriteStudy,
+    slimformer: Slimformer,
+    tmp_path: Path,
+    trained_nets: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = Path(shutil.copytree(ranked[0], tmp_path / "out"))
+    before = record(out, "rank_study.json")
+    lost = before["architectures"][2]["digest"]
+    for unit in out.glob(f"trained/*/{lost}-seed0.json"):
+        unit.unlink()
+
+    def diverging(*words: Any, directory: Path, **options: Any) -> Any:
+        directory.mkdir(parents=True)
+        raise LossDiverged("model: train_loss became nan in epoch 1, step 1")
+
+    monkeypatch.setattr("experiments.study_units.retrain", diverging)
+    for begun in ([(lost, 0)], []):  # the second time it is not tried again
+        trained_nets.clear()
+        outcome = slimformer("study", write(rank=RANK), "--out", out)
+        assert outcome.code == 0, outcome.err
+        assert trained_nets == begun
+        assert f"{lost}, seed 0, failed and is left out: model: train_loss became nan" in outcome.out
+        assert f"Kendall's tau of {TRAININGS - 1} trainings" in outcome.out
+        found = record(out, "rank_study.json")
+        assert (found["trainings"], found["missing"]) == (TRAININGS, 0)
+        (failure,) = found["failed"]
+        assert (failure["name"], failure["seed"]) == (lost, 0)
+        assert failure["reason"] == "model: train_loss became nan in epoch 1, step 1"
+        assert {scorer["num_architectures"] for scorer in found["scorers"]} == {4}
+    left = {file.name for file in out.glob(f"trained/*/{lost}-seed0*")}
+    assert left == {f"{lost}-seed0.failed.json"}
+
+
+def test_trainings_that_diverge_in_processes_do_not_end_a_study(
+    write: WriteStudy, slimformer: Slimformer, tmp_path: Path
+) -> None:
+    out, at_once = tmp_path / "out", ("--set", "threads=2", "--set", "processes=2")
+    path = write(rank={"architectures": 5}, train=RECIPE | {"learning_rate": 1e30})
+    outcome = slimformer("study", path, "--out", out, *at_once)
+    assert outcome.code == 0, outcome.err
+    found = record(out, "rank_study.json")
+    assert (found["trainings"], found["missing"], len(found["failed"])) == (5, 0, 5)
+    assert {net["digest"] for net in found["architectures"]} == {failure["name"] for failure in found["failed"]}
+    assert found["scorers"] == []
+
+
+def test_a_comparison_that_was_stopped_finds_the_same_and_keeps_what_was_proven(
+    write: WriteStudy, tmp_path: Path
+) -> None:
+    path = write(compare=COMPARE | {"methods": ["exact"], "budgets_of_largest": [0.6, 0.8]})
+
+    def searched(out: Path, *, stopped: bool) -> Any:
+        study = load_study(path)
+        opened = studying.OpenStudy(study, studied_run(study, Screen(), command="", plugins=()), out)
+        assert opened.compare is not None
+        compare = opened.compare
+        if stopped:
+            with pytest.MonkeyPatch.context() as patch:
+                searches = compare.searches[:1]
+                patch.setattr(type(compare), "searches", property(lambda _: searches))
+                compare.search()
+            return searched(out, stopped=False)
+        compare.search()
+        found = [compare.found(job, seed) for job, seed in compare.searches]
+        return [each.delivery.architecture.digest for each in found if each is not None and each.delivery is not None]
+
+    whole = searched(tmp_path / "whole", stopped=False)
+    assert len(whole) == 2
+    assert searched(tmp_path / "parts", stopped=True) == whole
+    for out in (tmp_path / "whole", tmp_path / "parts"):
+        proofs = [load(Proofs, file) for file in sorted(out.glob("searches/*/exact-seed0/exact-proofs-*ms.json"))]
+        assert len(proofs) == 2
+        proven = [{program.budget_ms for program in proof.programs} for proof in proofs]
+        assert [len(budgets) for budgets in proven] == [1, 1]
+        assert proven[0] != proven[1]
+
+
+def test_scores_of_another_runnable_space_are_kept_apart(ranked: Any, write: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(write(rank=RANK))
+    run = studied_run(study, Screen(), command="", plugins=())
+    out = Path(shutil.copytree(ranked[0], tmp_path / "out"))
+    (before,) = (folder.name for folder in out.glob("scores/*"))
+    left_out = [name.name for name in run.space.candidates(1)][-1]
+    run.runnable_space = run.space.without([(1, left_out)])
+    opened = studying.OpenStudy(study, run, out)
+    assert opened.rank is not None
+    assert opened.rank.score_key != before
+    run.runnable_space = run.space
+    assert opened.rank.score_key == before
 
 
 def test_a_comparison_delivers_and_trains_what_is_shared_once(
