@@ -139,12 +139,17 @@ class Difference(Record):
 class OverallResult(Record):
     """A method over all budgets that it reached, each counting alike: its mean, and `against` others by their name.
 
-    Budgets are given, not drawn: only searches and retrainings vary, and the interval is the widest that these allow.
+    Budgets are given, not drawn: only searches and retrainings vary, and the interval is the widest that these allow,
+    of the one supernet and the one table of the run, and not widened for the number of methods compared.
+    `share_of_budget` is how much of a budget its nets measure, at the table's speed: who uses less can be less accurate
+    for that alone. `nets_scored` is the cost of a search for all budgets, the mean over its seeds.
     """
 
     method: Method | ExternalMethod
     budgets_ms: tuple[float, ...]
     mean: float
+    share_of_budget: float | None = None
+    nets_scored: float | None = None
     against: dict[str, Difference]
 
 
@@ -275,10 +280,18 @@ def difference_of(pairs: Sequence[tuple[Whole, Whole]]) -> tuple[float | None, I
     return float(np.mean(between)), interval, by
 
 
-def overall(results: Sequence[MethodResult]) -> tuple[OverallResult, ...]:
-    """Every method over the budgets that it reached, against random search and uniform scaling at the same budgets."""
+def overall(
+    results: Sequence[MethodResult], *, speed: float | None = None, nets_scored: Mapping[str, float] | None = None
+) -> tuple[OverallResult, ...]:
+    """Every method over the budgets that it reached, against random search and uniform scaling at the same budgets.
+
+    `speed` is that of the record, `nets_scored` the mean over search seeds by method.
+    """
     wholes: dict[str, dict[float, Whole]] = {}
+    shares: dict[str, list[float]] = {}
     for result in results:
+        if result.measured_ms and speed is not None:
+            shares.setdefault(result.method, []).append(float(np.mean(result.measured_ms)) / speed / result.budget_ms)
         whole = by_search_seed(result.nets, result.retrain_seeds)
         if whole:
             wholes.setdefault(result.method, {})[result.budget_ms] = whole
@@ -294,6 +307,8 @@ def overall(results: Sequence[MethodResult]) -> tuple[OverallResult, ...]:
                 method=method,
                 budgets_ms=tuple(by_budget),
                 mean=float(np.mean([np.mean(_of_searches(whole)) for whole in by_budget.values()])),
+                share_of_budget=float(np.mean(shares[method])) if method in shares else None,
+                nets_scored=(nets_scored or {}).get(method),
                 against={other: difference for other, difference in against.items() if difference is not None},
             )
         )

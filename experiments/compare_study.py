@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from experiments.artifacts import digest_of
 from experiments.compare_record import (
     REFERENCE,
@@ -25,6 +27,7 @@ from experiments.external_nets import ExternalNet
 from experiments.external_study import Externals
 from experiments.models import Job
 from experiments.run import Run
+from experiments.scoring import nets_scored
 from experiments.solving import Solver
 from experiments.study import CompareConfig, Study
 from experiments.study_units import FailedTraining, StudyFolder, TrainedNet, Training, failures, trained
@@ -101,6 +104,14 @@ class CompareStudy:
     def _searching(self, method: Method, seed: int) -> Path:
         """Where a method with a seed keeps its scores and trials, apart from others, so that each pays for its own."""
         return self.folder.path / "searches" / self.key / f"{method}-seed{seed}"
+
+    def _nets_scored(self) -> dict[str, float]:
+        """How many nets a search of each method scored, the mean over its seeds that are done."""
+        counted: dict[str, list[int]] = {}
+        done = {(job.method, seed) for job, seed in self.searches if self.found(job, seed) is not None}
+        for method, seed in sorted(done):
+            counted.setdefault(method, []).append(nets_scored(self._searching(method, seed)))
+        return {method: float(np.mean(counts)) for method, counts in counted.items()}
 
     def search(self) -> None:
         """Do the searches that are missing, then measure all nets that were found in the same rounds."""
@@ -211,7 +222,7 @@ class CompareStudy:
             speed=None if measured is None else measured.speed,
             environment=self.run.environment,
             results=every,
-            overall=overall(every),
+            overall=overall(every, speed=None if measured is None else measured.speed, nets_scored=self._nets_scored()),
             failed=failed,
         )
 

@@ -21,6 +21,8 @@ from train.evaluation import accuracy_of_batches, outcome_of_batches, refit_batc
 from train.recipe import Precision
 from train.splits import Batch, batches, evaluation_batches
 
+SCORES = "scores.jsonl"
+
 
 class Scorer:
     """`score(architecture)` in percent, deterministic, cached by digest in a file of JSON lines.
@@ -108,6 +110,11 @@ class Scorer:
                 file.write(json.dumps(line) + "\n")
 
 
+def nets_scored(folder: Path) -> int:
+    """How many nets a search has scored whose scores are kept in `folder`."""
+    return len(_read(folder / SCORES)[0])
+
+
 def search_scorer(run: Run, folder: Path) -> Scorer:
     """The score of a run's search, of its supernet on the images that it asks for; kept in `folder`."""
     experiment = run.experiment
@@ -118,7 +125,7 @@ def search_scorer(run: Run, folder: Path) -> Scorer:
         score_images=experiment.search.score_images,
         batch_size=experiment.evaluate.batch_size,
         precision=experiment.supernet.precision,
-        cache=folder / "scores.jsonl",
+        cache=folder / SCORES,
         at_once=min(run.threads, MOST_AT_ONCE) if run.device.type == "cpu" else 1,
     )
 

@@ -199,10 +199,12 @@ def compare_table(record: CompareRecord) -> tuple[list[str], list[list[str]]]:
 
 def overall_table(record: CompareRecord) -> tuple[list[str], list[list[str]]]:
     """Header and a row a method, the most accurate last."""
-    header = ["method", "budgets", "mean %", "to random search", "95 %", "to uniform scaling", "95 %"]
+    header = ["method", "nets scored", "budgets", "used", "mean %", "to random search", "95 %", "to uniform", "95 %"]
     rows = []
     for found in sorted(record.overall, key=lambda each: each.mean):
-        row = [method_text(found.method), str(len(found.budgets_ms)), _two(found.mean)]
+        scored = "" if found.nets_scored is None else f"{found.nets_scored:.0f}"
+        used = "" if found.share_of_budget is None else f"{100 * found.share_of_budget:.0f} %"
+        row = [method_text(found.method), scored, str(len(found.budgets_ms)), used, _two(found.mean)]
         for other in (REFERENCE, "uniform"):
             difference = found.against.get(other)
             row += ["", ""] if difference is None else [f"{difference.mean:+.2f}", _range(difference.interval_95)]

@@ -335,6 +335,10 @@ def test_a_comparison_delivers_and_trains_what_is_shared_once(
     assert against["random_search"]["interval_95"] == pytest.approx(results["search"]["difference_interval_95"])
     assert against["uniform"]["mean"] == pytest.approx(results["search"]["mean"] - results["uniform"]["mean"])
     assert "Mean over the budgets" in outcome.out
+    assert means["random"]["nets_scored"] == means["uniform"]["nets_scored"] == 0
+    assert means["random_search"]["nets_scored"] >= 3  # trials
+    assert means["search"]["nets_scored"] > 3
+    assert all(0 < mean["share_of_budget"] <= 1 for mean in means.values())
     assert (out / "study.svg").exists()
     trained_nets.clear()
     again = slimformer("study", tmp_path / "study.yaml", "--out", out)
