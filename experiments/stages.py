@@ -42,6 +42,7 @@ from search.latency_table import LatencyTable
 from search.measure import Timing
 from search.slimming import BudgetUnreachable, Unreachable, WalkEnded
 from search.table_building import build_table
+from search.table_journal import Journal
 from supernet import Architecture, Supernet, cost
 from supernet.onnx_export import OnnxModel
 from supernet.schema import UserError, save
@@ -52,6 +53,7 @@ from train.retraining import check_retraining
 from train.supernet_training import NAME as SUPERNET
 from train.supernet_training import train_supernet, weights_path
 
+TABLE_JOURNAL = "latency-table.part.jsonl"
 GAP_REFIT_IMAGES = 1024
 GAP_SCORE_IMAGES = 5000  # half a point of standard error at 85 %
 
@@ -164,6 +166,7 @@ def _measured_table(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing]]
             most_seconds=60 * config.most_minutes,
             whole_nets=run.audit_nets,
             processes=run.threads,
+            journal=Journal(run.path / TABLE_JOURNAL, told=lambda line: run.screen.line(f"  {line}")),
             progress=counted(advance),
         )
 
@@ -373,15 +376,18 @@ def stage_named(name: str) -> Stage:
 
 
 def clear_checkpoint(stage: str, folder: Path) -> None:
-    """Remove what only an interrupted supernet training needs, once its stage is on record."""
+    """Remove what only an interrupted stage needs, once it is on record."""
     if stage == "supernet":
         checkpoint_path(folder / "supernet", SUPERNET).unlink(missing_ok=True)
+    if stage == "table":
+        (folder / TABLE_JOURNAL).unlink(missing_ok=True)
 
 
 def clear_working_files(stage: str, folder: Path) -> None:
     """Remove what an interrupted or finished earlier try of a stage left behind, to begin it anew."""
     leftovers = {
         "supernet": ["supernet", "scores.jsonl"],
+        "table": [TABLE_JOURNAL],
         "search": [
             "scores.jsonl",
             "architectures",

@@ -207,6 +207,7 @@ def measure(
     until_ns: float = math.inf,
     progress: Progress | None = None,
     seen: Callable[[Rounds], None] | None = None,
+    log: RoundLog | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> dict[Key, Timing]:
     """Time all nets, interleaved, with at least `min_runs` timed calls each.
@@ -214,13 +215,19 @@ def measure(
     `warmup` calls of every net come first, untimed but for the choice of how many calls make a sample. After
     `HURRIED_ROUNDS` there is none that would end after `until_ns` by the clock, and then there may be fewer calls.
     `progress` is called with (rounds done, rounds), those that are redone left out, `seen` with what the rounds were
-    like, and `clock` gives nanoseconds. Raises `ValueError` for rounds or warmup below 1.
+    like, and `clock` gives nanoseconds. What is in the `log` is not measured again. Raises `ValueError` for rounds or
+    warmup below 1.
     """
     if rounds < 1 or warmup < 1:
         raise ValueError(f"rounds and warmup must be 1 or more (got {rounds} and {warmup})")
-    keys, columns, redone = list(nets), list[np.ndarray](), 0
+    keys, log = list(nets), RoundLog() if log is None else log
+    before = len(log.columns) + log.redone
     with _no_garbage_collection():
         plans = [_plan(nets[key], rounds=rounds, warmup=warmup, min_runs=min_runs, clock=clock) for key in keys]
+        if log.plans:  # all rounds are alike, also those before an interruption
+            plans = log.plans
+        else:
+            log.begin(plans)
 
         def visit(wanted: np.ndarray) -> np.ndarray:
             """A round: for every net its clean and its whole time in ms; nan for those that are not wanted."""
@@ -234,35 +241,79 @@ def measure(
 
         def time_left() -> bool:
             """Whether another round ends in time, if it takes as long as those before."""
-            return len(columns) < HURRIED_ROUNDS or clock() + (clock() - start) / len(columns) <= until_ns
+            visits = len(log.columns) + log.redone - before
+            took = (clock() - start) / max(1, visits)
+            return len(log.columns) < HURRIED_ROUNDS or clock() + took <= until_ns
 
-        for number in range(rounds):
-            if not time_left():
-                break
-            columns.append(visit(every))
+        while not log.redone and not log.repairs and log.rounds < rounds and time_left():
+            log.add_round(visit(every))
             if progress is not None:
-                progress(number + 1, rounds)
-        done = len(columns)
-        if progress is not None and done < rounds:
+                progress(log.rounds, rounds)
+        done = log.rounds
+        if progress is not None and (done < rounds or before):
             progress(rounds, rounds)
-        while redone < most_redone(done) and (worst := worst_disturbed(np.stack(columns, 1)[:, :, 1])) is not None:
-            if not time_left():
+        while not log.repairs and log.redone < most_redone(done) and time_left():
+            if (worst := worst_disturbed(np.stack(log.columns, 1)[:, :, 1])) is None:
                 break
-            columns[worst] = visit(every)
-            redone += 1
-        enough = np.array([min(done, math.ceil(min_runs / plan.runs)) for plan in plans])
-        for _ in range(done):  # for nets that were interrupted too often
-            lacking = _clean_rounds(columns) < enough
-            if not lacking.any() or not time_left():
-                break
-            columns.append(visit(lacking))
-    clean_ms, all_ms = np.moveaxis(np.stack(columns, axis=1), 2, 0)
-    sufficient = _clean_rounds(columns) >= np.minimum(enough, CLEAN_ROUNDS)
+            log.replace_round(worst, visit(every))
+        while log.repairs < done and (lacking := _lacking(log, min_runs)).any() and time_left():
+            log.add_repair(visit(lacking))
+    return dict(zip(keys, timings_in(log, min_runs=min_runs, seen=seen), strict=True))
+
+
+class RoundLog:
+    """The rounds of one measurement as they are measured, in memory; a subclass keeps them where they outlast a stop.
+
+    `plans` says how each net is visited, `columns` holds for every round the clean and the whole time of each net, in
+    ms (nan where there is none): first `rounds` of them with all nets, of which `redone` stand in the place of a
+    disturbed one, then `repairs` with those nets that were interrupted too often.
+    """
+
+    def __init__(self) -> None:
+        self.plans: list[VisitPlan] = []
+        self.columns: list[np.ndarray] = []
+        self.rounds = self.redone = self.repairs = 0
+
+    def begin(self, plans: list[VisitPlan]) -> None:
+        """Nets are visited like this from now on."""
+        self.plans = plans
+
+    def add_round(self, column: np.ndarray) -> None:
+        """A round more."""
+        self.columns.append(column)
+        self.rounds += 1
+
+    def replace_round(self, index: int, column: np.ndarray) -> None:
+        """Another round in the place of a disturbed one."""
+        self.columns[index] = column
+        self.redone += 1
+
+    def add_repair(self, column: np.ndarray) -> None:
+        """A visit of some nets alone."""
+        self.columns.append(column)
+        self.repairs += 1
+
+
+def timings_in(log: RoundLog, *, min_runs: int = 30, seen: Callable[[Rounds], None] | None = None) -> list[Timing]:
+    """The timing of every net of a finished measurement; `seen` is called with what its rounds were like."""
+    clean_ms, all_ms = np.moveaxis(np.stack(log.columns, axis=1), 2, 0)
+    sufficient = _clean_rounds(log.columns) >= np.minimum(_enough(log, min_runs), CLEAN_ROUNDS)
     times_ms = np.where(sufficient[:, None], clean_ms, all_ms)
     if seen is not None:
         drift = _drift(times_ms)
-        seen(Rounds(done=done, redone=redone, fastest=float(drift.min()), slowest=float(drift.max())))
-    return dict(zip(keys, timings_of(times_ms, runs=[plan.runs for plan in plans]), strict=True))
+        seen(Rounds(done=log.rounds, redone=log.redone, fastest=float(drift.min()), slowest=float(drift.max())))
+    return timings_of(times_ms, runs=[plan.runs for plan in log.plans])
+
+
+def _enough(log: RoundLog, min_runs: int) -> np.ndarray:
+    """In how many rounds each net should not have been interrupted."""
+    return np.array([min(log.rounds, math.ceil(min_runs / plan.runs)) for plan in log.plans])
+
+
+def _lacking(log: RoundLog, min_runs: int) -> np.ndarray:
+    """The nets that were interrupted too often."""
+    lacking: np.ndarray = _clean_rounds(log.columns) < _enough(log, min_runs)
+    return lacking
 
 
 def worst_disturbed(times_ms: np.ndarray) -> int | None:
@@ -301,7 +352,7 @@ def timings_of(times_ms: np.ndarray, *, runs: Sequence[int]) -> list[Timing]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class VisitPlan:
     """How a visit times a net: after `settle` untimed calls the median over `samples`, each the mean over `calls`."""
 
     settle: int
@@ -314,15 +365,15 @@ class _Plan:
         return self.calls * self.samples
 
 
-def _plan(net: Net, *, rounds: int, warmup: int, min_runs: int, clock: Clock) -> _Plan:
+def _plan(net: Net, *, rounds: int, warmup: int, min_runs: int, clock: Clock) -> VisitPlan:
     fastest_ms = min(_sample(net, 1, clock)[0] for _ in range(warmup))
     fastest_ms = max(fastest_ms, 1e-4)
     calls = math.ceil(SAMPLE_MS / fastest_ms) if fastest_ms < SAMPLE_MS else 1
     samples = max(math.ceil(VISIT_MS / (fastest_ms * calls)), math.ceil(min_runs / (rounds * calls)))
-    return _Plan(settle=max(SETTLE_CALLS, math.ceil(SETTLE_MS / fastest_ms)), calls=calls, samples=samples)
+    return VisitPlan(settle=max(SETTLE_CALLS, math.ceil(SETTLE_MS / fastest_ms)), calls=calls, samples=samples)
 
 
-def _visit(net: Net, plan: _Plan, clock: Clock) -> tuple[float, float]:
+def _visit(net: Net, plan: VisitPlan, clock: Clock) -> tuple[float, float]:
     """What a net took in ms: by its uninterrupted samples (nan if more than half were not), and by all."""
     for _ in range(plan.settle):
         net()

@@ -12,6 +12,7 @@ bilinear surface through it, marked as interpolated.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import itertools
 import json
 import math
@@ -28,13 +29,26 @@ from scipy.interpolate import RegularGridInterpolator
 
 from search.bench import Bench, Timed
 from search.latency_table import Entry, LatencyTable, LeftOut, Protocol, RuntimeName
-from search.measure import SETTLE_CALLS, SETTLE_MS, Clock, Machine, Progress, Rounds, Timing, machine, most_redone
+from search.measure import (
+    SAMPLE_MS,
+    SETTLE_CALLS,
+    SETTLE_MS,
+    VISIT_MS,
+    Clock,
+    Machine,
+    Progress,
+    Rounds,
+    Timing,
+    machine,
+    most_redone,
+)
 from search.net_building import CannotBuild
 from search.parts import LatencyKey, keys
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, lone_blocks, recipes
+from search.table_journal import Journal
 from supernet.architecture import Architecture
-from supernet.schema import UserError
+from supernet.schema import UserError, canonical
 from supernet.space import SearchSpace
 
 SETTLING_COPIES = 4  # by how much an entry at or below zero is measured again with more copies
@@ -89,6 +103,7 @@ def build_table(
     warmup: int = 3,
     pairs: int = PAIRS,
     processes: int = 1,
+    journal: Journal | None = None,
     progress: Progress | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> tuple[LatencyTable, dict[Architecture, Timing]]:
@@ -106,25 +121,13 @@ def build_table(
     step a block that is tried, then one a net built and one a round and net; each time that nets are measured on,
     it begins anew.
 
+    Rounds are kept in the `journal`, and those that a table of the very same had measured there before count: the table
+    goes on where it was stopped, and `most_seconds` are those of all its rounds.
+
     Raises `UserError`, with the runtime's words, if it cannot build what the space cannot do without.
     """
     generator = torch.Generator().manual_seed(seed)
-    bench = Bench(runtime, batch_size, rounds, warmup, generator, clock, 1e9 * most_seconds, processes)
-    left_out = refused_candidates(space, bench.tried, progress)
-    space = without_refused(space, left_out)
-    found = _Recipes.of(space, copies=copies, pairs=pairs)
-    measured, skeletons = found.measured, found.skeletons
-    wholes = list(dict.fromkeys(whole_nets(space)))
-    timings, seen = bench.measure([*skeletons, *wholes], progress)
-    goal = standard_error_percent / 100
-    while clock() < bench.until_ns:
-        loose = _loose(measured, _solve(measured, timings), goal, space)
-        if not loose and all(timings[net].standard_error_ms <= goal * timings[net].median_ms for net in wholes):
-            break
-        nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *wholes]
-        seen = _measure_on(timings, seen, nets, bench, progress)
-    values = _settle(measured, timings, replace(bench, most_ns=1e8 * most_seconds))
-    values = _with_unsettled(found, values, goal, space)
+    journal = Journal(clock=clock) if journal is None else journal
     condition = Condition(
         runtime=RuntimeName(name=runtime.name, version=runtime.version),
         precision=runtime.precision,
@@ -133,6 +136,37 @@ def build_table(
         machine=machine(),
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     )
+    settings = [rounds, copies, seed, standard_error_percent, most_seconds, warmup, pairs]
+    journal.open(_identity(space, condition, settings))
+    bench = Bench(
+        runtime,
+        batch_size,
+        rounds,
+        warmup,
+        generator,
+        clock,
+        1e9 * most_seconds,
+        processes,
+        journal,
+        journal.measured_ns,
+    )
+    if journal.left_out is None:
+        journal.tried(refused_candidates(space, bench.tried, progress))
+    left_out = journal.left_out or ()
+    space = without_refused(space, left_out)
+    found = _Recipes.of(space, copies=copies, pairs=pairs)
+    measured, skeletons = found.measured, found.skeletons
+    wholes = list(dict.fromkeys(whole_nets(space)))
+    timings, seen = bench.measure([*skeletons, *wholes], progress)
+    goal = standard_error_percent / 100
+    while journal.holds("loose") or clock() < bench.until_ns:
+        loose = _loose(measured, _solve(measured, timings), goal, space)
+        if not loose and all(timings[net].standard_error_ms <= goal * timings[net].median_ms for net in wholes):
+            break
+        nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *wholes]
+        seen = _measure_on(timings, seen, nets, bench, progress)
+    values = _settle(measured, timings, replace(bench, most_ns=1e8 * most_seconds, spent_ns=0.0))
+    values = _with_unsettled(found, values, goal, space)
     protocol = Protocol(
         rounds=seen.done,
         standard_error_percent=standard_error_percent,
@@ -192,6 +226,23 @@ class Condition:
     batch_size: int
     machine: Machine
     date: str
+
+
+def _identity(space: SearchSpace, condition: Condition, settings: Sequence[float]) -> str:
+    """The digest of all that what is measured for a table depends on, the nets' own code aside."""
+    machine_there = condition.machine
+    content = [
+        canonical(space),
+        str(condition.runtime),
+        condition.precision,
+        condition.threads,
+        condition.batch_size,
+        machine_there.described,
+        machine_there.cores,
+        *(SETTLE_CALLS, SETTLE_MS, SAMPLE_MS, VISIT_MS),
+        *settings,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 class _Recipes(NamedTuple):
@@ -337,7 +388,7 @@ def _measure_on(
 
     Returns what its rounds were like, joined with those before (`seen`).
     """
-    later, rounds = bench.measure(nets, progress)
+    later, rounds = bench.measure(nets, progress, purpose="loose")
     speed = statistics.median(timings[net].median_ms / found.median_ms for net, found in later.items())
     for net, found in later.items():
         timings[net] = timings[net].joined(found, speed=speed)
@@ -356,7 +407,7 @@ def _settle(measured: list[Recipe], timings: Mapping[Timed, Timing], bench: Benc
         return values
     before = _skeletons(measured)
     nets = dict.fromkeys([*before[:: math.ceil(len(before) / SETTLING_REFERENCES)], *_skeletons(again.values())])
-    later, _ = replace(bench, rounds=3 * bench.rounds).measure(list(nets))
+    later, _ = replace(bench, rounds=3 * bench.rounds).measure(list(nets), purpose="settling")
     speed = statistics.median(
         timings[net].median_ms / found.median_ms for net, found in later.items() if net in timings
     )

@@ -16,6 +16,7 @@ from experiments.artifacts import RunFolder
 from experiments.models import found
 from experiments.scoring import Scorer
 from experiments.stages import STAGES
+from search.table_journal import Measurement
 from train.retraining import Retraining
 from train.supernet_training import SupernetTraining
 
@@ -101,6 +102,33 @@ def test_a_supernet_that_was_interrupted_goes_on_to_the_same_bytes(
     assert {"supernet/supernet.safetensors", "supernet/supernet-metrics.csv", "importance.json"} <= set(again)
     assert [name for name in again if again[name] != first[name]] == []
     assert RunFolder(tmp_path / "run").manifest.stages["supernet"].seconds >= manifest.begun["supernet"].seconds
+
+
+def test_a_table_that_was_interrupted_goes_on_with_its_rounds_and_leaves_no_journal(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rounds = tmp_path / "run", [0]
+    words = ("table", tiny(), "--out", out)
+    add_round = Measurement.add_round
+
+    def interrupted(self: Any, column: Any) -> None:
+        add_round(self, column)
+        rounds[0] += 1
+        if rounds[0] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Measurement, "add_round", interrupted)
+        assert slimformer(*words).code == 130
+    journal = out / "latency-table.part.jsonl"
+    assert journal.read_text().count("clean_ms") == 2
+    outcome = slimformer(*words)
+    assert outcome.code == 0, outcome.err
+    assert "going on after 2 rounds that were measured before" in outcome.out
+    assert not journal.exists()
+    journal.write_text("of an earlier try\n")
+    assert slimformer("table", out, "--redo").code == 0
+    assert not journal.exists()
 
 
 @pytest.mark.parametrize("at_call", [3, 35])

@@ -26,6 +26,12 @@ from supernet.space import SearchSpace
 from supernet.stem import DownsamplingModule
 
 
+@pytest.fixture(autouse=True)
+def _undisturbed(monkeypatch):
+    """The device's clock is arithmetic: what the system does meanwhile is no part of it."""
+    monkeypatch.setattr(measure, "_interruptions", lambda: 0)
+
+
 def space(*, largest: int = 32, tokens: bool = True) -> SearchSpace:
     last = ["mb4d", {"type": "mb3d", "heads": 2, "key_channels": 4, "value_channels": 8}, "identity"]
     stages = [
