@@ -28,7 +28,7 @@ from search.bundle import (
     write_bundle,
 )
 from search.latency_table import LatencyTable, LeftOut, Protocol, RuntimeName
-from search.measure import Machine, Timing
+from search.measure import Machine, Timing, most_redone
 from search.model_files import ModelFile, content_of, files_of, write_model
 from search.net_building import CannotBuild, described
 from search.skeletons import Skeleton
@@ -103,7 +103,7 @@ def read_table_bundle(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing
         left_out=left_out,
         condition=bundle.condition,
         protocol=Protocol(
-            rounds=plan.protocol.rounds,
+            rounds=bundle.rounds.done,
             standard_error_percent=config.standard_error_percent,
             warmup=plan.protocol.warmup,
             copies=config.copies,
@@ -111,6 +111,9 @@ def read_table_bundle(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing
             settle_ms=plan.protocol.settle_ms,
             nets=len(nets),
             seed=plan.seed,
+            redone=bundle.rounds.redone,
+            most_redone=most_redone(plan.protocol.rounds),
+            drift=(round(bundle.rounds.fastest, 4), round(bundle.rounds.slowest, 4)),
         ),
     )
     return table, {net: timings[name] for name, net in nets.items() if isinstance(net, Architecture)}
@@ -204,8 +207,9 @@ def measured_elsewhere(run: Run, jobs: list[Job]) -> dict[str, Timing]:
         nets[job.name] = (partial(content_of, file), architecture.input_shape)
     rounds = run.experiment.evaluate.latency_rounds
     _written(run, directory, nets, rounds=rounds, what="writing delivered models")
-    _, condition, timings, refused = read_bundle(directory)
-    for name, reason in refused.items():
+    measured = read_bundle(directory)
+    condition, timings = measured.condition, measured.timings
+    for name, reason in measured.refused.items():
         raise UserError(f"{directory}: {name} does not run on the device ({reason})")
     here, there = _device(condition.machine, condition.runtime), _device(run.table.machine, run.table.runtime)
     if here != there:

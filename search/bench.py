@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -18,11 +20,13 @@ from search.table_journal import Journal, Purpose
 from supernet.architecture import Architecture
 from supernet.schema import digest
 
+LINKS = 8  # nets in every chunk: by the median of their times the chunks are brought to one speed
 CHUNK_NETS = 600  # nets held in memory and measured together
 CHUNK_BYTES = 2e9  # of all nets of a chunk, at least ...
 CHUNK_OF_MEMORY = 0.15  # ... or this share of the memory: a runtime holds some weights twice
 
 Timed = Skeleton | Architecture
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 def bytes_at_once() -> float:
@@ -66,31 +70,31 @@ class Bench:
     def measure(
         self, todo: Sequence[Timed], progress: Progress | None = None, *, purpose: Purpose = "all"
     ) -> tuple[dict[Timed, Timing], Rounds]:
-        """Time nets in chunks that fit into memory; the first net is in every chunk and links their speeds.
+        """Time nets in chunks that fit into memory, at the speed of the first; some nets are in all and tell the speed.
 
         Raises `CannotBuild`.
         """
-        reference, remaining = todo[0], deque(dict.fromkeys(todo))
+        links, remaining = todo[:: math.ceil(len(todo) / LINKS)], deque(dict.fromkeys(todo))
         timings: dict[Timed, Timing] = {}
         rounds = Rounds()
         tally = _Tally(progress, total=(1 + self.rounds) * len(todo))  # each net is built once, and visited every round
         while remaining:
-            found, of_chunk = self._chunk(reference, remaining, tally, purpose)
-            speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
+            found, of_chunk = self._chunk(links, remaining, tally, purpose)
+            speed = speed_of(timings, found)
             rounds = rounds.joined(of_chunk, speed=speed)
             for net in found.keys() - timings.keys():
                 timings[net] = found[net].scaled(speed)
         return timings, rounds
 
     def _chunk(
-        self, reference: Timed, remaining: deque[Timed], tally: _Tally, purpose: Purpose
+        self, links: Sequence[Timed], remaining: deque[Timed], tally: _Tally, purpose: Purpose
     ) -> tuple[dict[Timed, Timing], Rounds]:
-        """Measure the reference and nets from the front of `remaining`: those of the journal, or as many as fit."""
-        names = {digest(net): net for net in (reference, *remaining)}
+        """Measure the links and nets from the front of `remaining`: those of the journal, or as many as fit."""
+        names = {digest(net): net for net in (*links, *remaining)}
         log = self.journal.begun(purpose, names)
         seen: list[Rounds] = []
         if log is None:
-            chunk = self._build_chunk(reference, remaining, tally)
+            chunk = self._build_chunk(links, remaining, tally)
             log = self.journal.new(purpose, [digest(net) for net in chunk])
         else:
             nets = [names[name] for name in log.nets]
@@ -99,7 +103,7 @@ class Bench:
                 tally.add((1 + self.rounds) * len(nets))
                 found = dict(zip(nets, timings_in(log, seen=seen.append), strict=True))
                 return found, seen.pop()
-            chunk = self._build_chunk(reference, deque(nets), tally, all_of_them=True)
+            chunk = self._build_chunk(links, deque(nets), tally, all_of_them=True)
         share = len(chunk) / (len(chunk) + len(remaining))  # of the time that is left
         self.journal.start_lap()
         found = measure(
@@ -140,27 +144,42 @@ class Bench:
             self.kept_bytes += built.size_bytes
 
     def _build_chunk(
-        self, reference: Timed, remaining: deque[Timed], tally: _Tally, *, all_of_them: bool = False
+        self, links: Sequence[Timed], remaining: deque[Timed], tally: _Tally, *, all_of_them: bool = False
     ) -> dict[Timed, Net]:
-        """Build the reference and as many nets as fit, or all of them, taken from the front of `remaining`."""
+        """Build the links and as many nets as fit beside them, one at least, or all, from the front of `remaining`."""
         most_nets, most_bytes = (math.inf, math.inf) if all_of_them else (CHUNK_NETS, self.chunk_bytes)
         nets: dict[Timed, Net] = {}
         loaded = 0
-        new = [net for net in dict.fromkeys((reference, *remaining)) if net not in self.built]
+        new = [net for net in dict.fromkeys((*links, *remaining)) if net not in self.built]
         with closing(building(new, self.runtime, batch_size=self.batch_size, processes=self.processes)) as made:
-            while remaining and len(nets) < most_nets and loaded < most_bytes:
-                for net in dict.fromkeys((reference, remaining.popleft())):
-                    if net in nets:
-                        continue
-                    if net in self.built:
-                        nets[net] = self.built[net]
-                        continue
-                    built = self._timed(lambda: next(made)())
-                    nets[net] = built.net
-                    loaded += built.size_bytes
-                    self._keep(net, built)
+
+            def add(net: Timed) -> None:
+                nonlocal loaded
+                if net in nets:
+                    return
+                if net in self.built:
+                    nets[net] = self.built[net]
+                    return
+                built = self._timed(lambda: next(made)())
+                nets[net] = built.net
+                loaded += built.size_bytes
+                self._keep(net, built)
+
+            for net in links:
+                add(net)
+            of_links = len(nets)
+            while remaining:
+                add(remaining.popleft())
                 tally.add(1)
+                if len(nets) - of_links >= most_nets or loaded >= most_bytes:
+                    break
         return nets
+
+
+def speed_of(before: Mapping[KeyT, Timing], later: Mapping[KeyT, Timing]) -> float:
+    """What later times are to be multiplied by to stand at the speed of those before: by the nets that are in both."""
+    ratios = [before[net].median_ms / later[net].median_ms for net in later if net in before]
+    return statistics.median(ratios) if ratios else 1.0
 
 
 def _take_out(remaining: deque[Timed], nets: Sequence[Timed]) -> None:
@@ -172,7 +191,7 @@ def _take_out(remaining: deque[Timed], nets: Sequence[Timed]) -> None:
 
 
 class _Tally:
-    """How much of all work is done; the net that links the chunks comes once more with each, and may exceed it."""
+    """How much of all work is done; nets that link the chunks come once more with each, and it may be exceeded."""
 
     def __init__(self, progress: Progress | None, *, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0

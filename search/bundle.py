@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -17,8 +18,22 @@ from pydantic import Field, model_validator
 from torch import nn
 
 import search.bundle_script
+from search.bench import speed_of
 from search.latency_table import LeftOut, RuntimeName
-from search.measure import RETAKES, SAMPLE_MS, SETTLE_CALLS, SETTLE_MS, VISIT_MS, Machine, Progress, Timing, timings_of
+from search.measure import (
+    RETAKES,
+    SAMPLE_MS,
+    SETTLE_CALLS,
+    SETTLE_MS,
+    VISIT_MS,
+    Machine,
+    Progress,
+    Rounds,
+    Timing,
+    rounds_of,
+    timings_of,
+    worst_disturbed,
+)
 from search.model_files import (
     ModelFile,
     bundled,
@@ -101,7 +116,8 @@ class MeasuredNet(Record):
 class Results(Record):
     """What `measure.py` writes; `plan` is the sha256 of the plan's file, nets of one chunk were measured together.
 
-    `refused` are the nets that do not run on the device, with the runtime's words.
+    `redone` rounds were disturbed and measured again; `refused` are the nets that do not run on the device, with the
+    runtime's words.
     """
 
     schema_version: Literal[1] = 1
@@ -110,6 +126,7 @@ class Results(Record):
     machine: Machine
     date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
     chunks: tuple[dict[str, MeasuredNet], ...]
+    redone: Annotated[int, Field(ge=0)] = 0
     refused: dict[str, Annotated[str, Field(max_length=LONGEST_REASON)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -120,12 +137,13 @@ class Results(Record):
 
 
 class Measured(NamedTuple):
-    """A bundle that was measured: by the nets' names what they took, or why they did not run."""
+    """A bundle that was measured: by the nets' names what they took, or why they did not run, and its rounds."""
 
     plan: Plan
     condition: Condition
     timings: dict[str, Timing]
     refused: dict[str, str]
+    rounds: Rounds
 
 
 def check_bundle(directory: Path, *, runtime: str, precision: str) -> None:
@@ -243,7 +261,8 @@ def read_bundle(directory: Path) -> Measured:
         machine=results.machine,
         date=results.date,
     )
-    return Measured(plan, condition, _timings(plan, results), results.refused)
+    timings, rounds = _timings(results)
+    return Measured(plan, condition, timings, results.refused, rounds)
 
 
 def _check_complete(plan: Plan, results: Results, path: Path) -> None:
@@ -274,21 +293,25 @@ def _reference(plan: Plan, results: Results) -> str:
     return next(net.name for net in plan.nets if net.name not in results.refused)
 
 
-def _timings(plan: Plan, results: Results) -> dict[str, Timing]:
-    """Drift divided out within each chunk, and the chunks brought to the speed of the first by the net in all."""
+def _timings(results: Results) -> tuple[dict[str, Timing], Rounds]:
+    """Drift divided out within each chunk, and the chunks brought to the speed of the first by the nets in several."""
     timings: dict[str, Timing] = {}
+    rounds = Rounds()
     for chunk in results.chunks:
-        reference = _reference(plan, results)
-        found = dict(
-            zip(
-                chunk,
-                timings_of(
-                    np.array([net.samples_ms for net in chunk.values()]), runs=[net.calls for net in chunk.values()]
-                ),
-                strict=True,
-            )
-        )
-        speed = timings[reference].median_ms / found[reference].median_ms if timings else 1.0
+        times_ms = _undisturbed(np.array([net.samples_ms for net in chunk.values()]))
+        runs = [net.calls for net in chunk.values()]
+        found = dict(zip(chunk, timings_of(times_ms, runs=runs), strict=True))
+        speed = speed_of(timings, found)
+        rounds = rounds.joined(rounds_of(times_ms, done=times_ms.shape[1], redone=0), speed=speed)
         for name, timing in found.items():
             timings.setdefault(name, timing.scaled(speed))
-    return timings
+    return timings, replace(rounds, redone=results.redone)
+
+
+def _undisturbed(times_ms: np.ndarray) -> np.ndarray:
+    """The rounds without those that were disturbed and not measured again, which are half of them at most."""
+    for _ in range(times_ms.shape[1] // 2):
+        if (worst := worst_disturbed(times_ms)) is None:
+            break
+        times_ms = np.delete(times_ms, worst, axis=1)
+    return times_ms

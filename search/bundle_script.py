@@ -58,6 +58,9 @@ FILES_PROTOCOL = {  # for models that no plan speaks of
     "sample_ms": 0.2,
     "visit_ms": 5.0,
 }
+LINKS = 8  # nets in every part of them, which tell the speed at which each part was measured, if they are small enough
+JUDGED_NETS, JUDGED_ROUNDS = 10, 5  # with fewer, a round's spread cannot be told from what is usual
+DISTURBED_SPREAD, HARMLESS_SPREAD = 3.0, 0.02  # a disturbed round's, in usual ones and at least
 CLEAN_SHARE = 0.5  # of a visit's samples: with fewer that nothing interrupted, all of them count
 
 
@@ -214,8 +217,11 @@ def visit(net: Net, settle: int, calls: int, samples: int, retakes: int) -> floa
 
 def measure(
     nets: dict[str, Net], protocol: dict[str, Any], order: random.Random, progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """Visit all nets in every round, each time in another order: for each net its calls and its samples in ms."""
+) -> tuple[dict[str, Any], int]:
+    """Visit all nets in every round, each time in another order: for each net its calls and its samples in ms.
+
+    At most half of the rounds, those that were disturbed, are measured again: so many were.
+    """
     plans: dict[str, tuple[int, int, int]] = {}
     for name, net in nets.items():
         fastest = max(1e-4, min(sample(net, 1, 0)[0] for _ in range(protocol["warmup"])))
@@ -224,19 +230,42 @@ def measure(
         samples = max(samples, math.ceil(protocol["min_runs"] / (protocol["rounds"] * calls)))
         settle = max(protocol["settle"], math.ceil(protocol.get("settle_ms", 0.0) / fastest))
         plans[name] = settle, calls, samples
-    found: dict[str, Any] = {
-        name: {"calls": calls * samples, "samples_ms": []} for name, (_, calls, samples) in plans.items()
-    }
-    gc.collect()
-    gc.disable()
-    for number in range(protocol["rounds"]):
+
+    def a_round() -> list[float]:
         names = list(nets)
         order.shuffle(names)
-        for name in names:
-            found[name]["samples_ms"].append(visit(nets[name], *plans[name], protocol["retakes"]))
+        took = {name: visit(nets[name], *plans[name], protocol["retakes"]) for name in names}
+        return [took[name] for name in nets]
+
+    gc.collect()
+    gc.disable()
+    rounds, redone = [], 0
+    for number in range(protocol["rounds"]):
+        rounds.append(a_round())
         progress(number + 1)
+    while redone < len(rounds) // 2:
+        worst = worst_disturbed(np.array(rounds).T)
+        if worst is None:
+            break
+        rounds[worst] = a_round()
+        redone += 1
     gc.enable()
-    return found
+    found = {
+        name: {"calls": plans[name][1] * plans[name][2], "samples_ms": list(samples)}
+        for name, samples in zip(nets, zip(*rounds))  # noqa: B905 (Python 3.8)
+    }
+    return found, redone
+
+
+def worst_disturbed(times: np.ndarray) -> int | None:
+    """The round (a column of times, a row a net) in which times spread far more than is usual; None without one."""
+    nets, rounds = times.shape
+    if nets < JUDGED_NETS or rounds < JUDGED_ROUNDS:
+        return None
+    low, high = np.percentile(np.log(times / np.median(times, axis=1, keepdims=True)), [10, 90], axis=0)
+    worst = int(np.argmax(high - low))
+    usual = max(float(np.median(high - low)), HARMLESS_SPREAD / DISTURBED_SPREAD)
+    return worst if high[worst] - low[worst] > DISTURBED_SPREAD * usual else None
 
 
 def machine() -> dict[str, Any]:
@@ -264,17 +293,36 @@ def machine() -> dict[str, Any]:
     }
 
 
+def links_of(nets: list[dict[str, Any]], size: float) -> list[dict[str, Any]]:
+    """The first net, and up to seven others at even steps that together take less than half of this size."""
+    others = [net for net in nets[1 :: math.ceil(len(nets) / LINKS)] if net["size_bytes"] <= size / (2 * LINKS)]
+    return [nets[0], *others[: LINKS - 1]]
+
+
 def chunks_of(nets: list[dict[str, Any]], size: float) -> list[list[dict[str, Any]]]:
-    """The nets in groups whose files together have at most this size; the first net is in every group."""
-    reference, used = nets[0], size
+    """The nets in groups whose files together have at most this size; some nets, the first for one, are in all."""
+    links = links_of(nets, size)
+    of_links = sum(net["size_bytes"] for net in links)
+    used = size
     chunks: list[list[dict[str, Any]]] = []
-    for net in nets[1:] or nets:
+    for net in [net for net in nets if net not in links] or [nets[0]]:
         if used + net["size_bytes"] > size:
-            chunks.append([reference])
-            used = reference["size_bytes"]
+            chunks.append(list(links))
+            used = of_links
         chunks[-1].append(net)
         used += net["size_bytes"]
     return [list({net["name"]: net for net in chunk}.values()) for chunk in chunks]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], name: str) -> list[str]:
+    """What an entry of results was measured with, where it is not what is here now."""
+    there, here = before[name], now[name]
+    if there == here:
+        return []
+    if not isinstance(there, dict):
+        return [f"another {name}"]
+    fields = [field for field in here if there.get(field) != here[field]]
+    return [f"another {name} ({field} {there.get(field)!r}, now {here[field]!r})" for field in fields]
 
 
 def begun_results(content: bytes, runtime: str, results_path: Path) -> dict[str, Any]:
@@ -286,14 +334,16 @@ def begun_results(content: bytes, runtime: str, results_path: Path) -> dict[str,
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
         "chunks": [],
+        "redone": 0,
         "refused": {},
     }
     if results_path.exists():
         before = json.loads(results_path.read_text())
-        differ = [name for name in ("plan", "runtime", "machine") if before[name] != results[name]]
+        differ = [what for name in ("plan", "runtime", "machine") for what in differences(before, results, name)]
         if differ:
-            sys.exit(f"results.json is there already, of another {' and '.join(differ)}: move it away first")
-        results["chunks"], results["refused"] = before["chunks"], before.get("refused", {})
+            sys.exit(f"results.json is there already, of {', '.join(differ)}: move it away first")
+        for name in ("chunks", "redone", "refused"):
+            results[name] = before.get(name, results[name])
     return results
 
 
@@ -315,7 +365,7 @@ def running(path: Path, net: dict[str, Any], plan: dict[str, Any], refused: dict
 def measure_plan(folder: Path, chunk_bytes: float) -> None:
     """Measure what plan.json lists, and write results.json after every chunk; nets that do not run are noted there.
 
-    The first net that runs is in every chunk.
+    The first net that runs is in every chunk, and further ones where they find room.
     """
     if not (folder / "plan.json").is_file():
         sys.exit(f"{folder}: holds no plan.json; copy the whole bundle, or name models: python measure.py a.onnx")
@@ -342,14 +392,14 @@ def measure_plan(folder: Path, chunk_bytes: float) -> None:
                 built.update(running(folder / net["file"], net, plan, refused))
             say(f"part {number} of {len(chunks)}: {len(built)} of {len(chunk)} nets loaded")
         if not done.issuperset(built):
-            results["chunks"].append(
-                measure(
-                    built,
-                    plan["protocol"],
-                    order,
-                    lambda done: say(f"part {number} of {len(chunks)}: round {done} of {rounds}"),  # noqa: B023
-                )
+            found, redone = measure(
+                built,
+                plan["protocol"],
+                order,
+                lambda done: say(f"part {number} of {len(chunks)}: round {done} of {rounds}"),  # noqa: B023
             )
+            results["chunks"].append(found)
+            results["redone"] += redone
             done.update(built)
         part = results_path.with_name("results.json.part")
         part.write_text(json.dumps(results))
@@ -371,7 +421,7 @@ def measure_files(files: list[str], runtime: str, threads: int, rounds: int) -> 
             print(f"does not run here: {file}: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
     if not nets:
         sys.exit(2)
-    found = measure(nets, protocol, random.Random(0), lambda done: say(f"{done} of {rounds}"))
+    found, _ = measure(nets, protocol, random.Random(0), lambda done: say(f"{done} of {rounds}"))
     print(file=sys.stderr)
     for file, timing in found.items():
         low, middle, high = np.percentile(timing["samples_ms"], [10, 50, 90])

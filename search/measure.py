@@ -300,8 +300,7 @@ def timings_in(log: RoundLog, *, min_runs: int = 30, seen: Callable[[Rounds], No
     sufficient = _clean_rounds(log.columns) >= np.minimum(_enough(log, min_runs), CLEAN_ROUNDS)
     times_ms = np.where(sufficient[:, None], clean_ms, all_ms)
     if seen is not None:
-        drift = _drift(times_ms)
-        seen(Rounds(done=log.rounds, redone=log.redone, fastest=float(drift.min()), slowest=float(drift.max())))
+        seen(rounds_of(times_ms, done=log.rounds, redone=log.redone))
     return timings_of(times_ms, runs=[plan.runs for plan in log.plans])
 
 
@@ -344,7 +343,7 @@ def timings_of(times_ms: np.ndarray, *, runs: Sequence[int]) -> list[Timing]:
 
     `times_ms` has a row a net and a column a round, nan where a net has no sample; `runs` are the calls of a sample.
     """
-    times_ms = times_ms / _drift(times_ms)
+    times_ms = times_ms / drift_of(times_ms)
     return [
         Timing(tuple(times[np.isfinite(times)].tolist()), runs=int(np.isfinite(times).sum()) * calls)
         for times, calls in zip(times_ms, runs, strict=True)
@@ -408,7 +407,13 @@ def _interruptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _drift(times_ms: np.ndarray) -> np.ndarray:
+def rounds_of(times_ms: np.ndarray, *, done: int, redone: int) -> Rounds:
+    """What rounds were like in which nets took these times: a row a net, a column a round."""
+    drift = drift_of(times_ms)
+    return Rounds(done=done, redone=redone, fastest=float(drift.min()), slowest=float(drift.max()))
+
+
+def drift_of(times_ms: np.ndarray) -> np.ndarray:
     """Each round's factor against the nets' own medians, with a median of 1 over the rounds."""
     relative = times_ms / np.nanmedian(times_ms, axis=1, keepdims=True)
     known = np.isfinite(relative).sum(axis=0) >= DRIFT_NETS

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import math
-import statistics
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
-from search.bench import Bench, Timed
+from search.bench import Bench, Timed, speed_of
 from search.latency_table import Entry, LatencyTable, LeftOut, Protocol, RuntimeName
 from search.measure import (
     SAMPLE_MS,
@@ -389,7 +388,7 @@ def _measure_on(
     Returns what its rounds were like, joined with those before (`seen`).
     """
     later, rounds = bench.measure(nets, progress, purpose="loose")
-    speed = statistics.median(timings[net].median_ms / found.median_ms for net, found in later.items())
+    speed = speed_of(timings, later)
     for net, found in later.items():
         timings[net] = timings[net].joined(found, speed=speed)
     return replace(seen.joined(rounds, speed=speed), done=seen.done)
@@ -408,9 +407,7 @@ def _settle(measured: list[Recipe], timings: Mapping[Timed, Timing], bench: Benc
     before = _skeletons(measured)
     nets = dict.fromkeys([*before[:: math.ceil(len(before) / SETTLING_REFERENCES)], *_skeletons(again.values())])
     later, _ = replace(bench, rounds=3 * bench.rounds).measure(list(nets), purpose="settling")
-    speed = statistics.median(
-        timings[net].median_ms / found.median_ms for net, found in later.items() if net in timings
-    )
+    speed = speed_of(timings, later)
     later = {net: found.scaled(speed) for net, found in later.items()}
     values = {}
     for recipe in measured:

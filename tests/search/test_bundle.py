@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from search import bundle_script
 from search.bundle import PLAN, RESULTS, SCRIPT, Plan, read_bundle, write_bundle
 from search.bundle_script import BUILD, chunks_of, running
-from search.measure import machine
+from search.measure import machine, worst_disturbed
 from supernet.schema import UserError, load
 
 CHANNELS = (3, 5, 7)
@@ -81,7 +84,7 @@ def test_what_a_bare_device_measures_comes_back_as_timings(tmp_path: Path, runti
     written(folder, runtime=runtime)
     done = on_device(folder)
     assert done.returncode == 0, done.stderr
-    plan, condition, timings, _ = read_bundle(folder)
+    plan, condition, timings, _, _ = read_bundle(folder)
     assert timings.keys() == {"net-3", "net-5", "net-7"}
     for timing in timings.values():
         assert 0 < timing.median_ms < 100
@@ -110,7 +113,7 @@ def test_programs_of_executorch_are_measured_on_a_device_without_this_project(tm
     assert [net.file for net in plan.nets] == ["nets/0001.pte", "nets/0002.pte", "nets/0003.pte"]
     done = on_device(folder, absent=("pydantic", "search", "supernet", "onnx", "timm"))
     assert done.returncode == 0, done.stderr
-    _, condition, timings, _ = read_bundle(folder)
+    _, condition, timings, _, _ = read_bundle(folder)
     assert timings.keys() == {"net-3", "net-5", "net-7"}
     assert all(0 < timing.median_ms < 100 for timing in timings.values())
     assert (condition.runtime.name, condition.runtime.version[0].isdigit()) == ("executorch", True)
@@ -179,7 +182,7 @@ def test_folders_for_core_ml_are_checked_and_measured_as_a_mac_would(
     (folder / "nets" / "0001.mlpackage" / ".DS_Store").touch()  # what a Mac leaves wherever it looks
     done = mac(folder)
     assert done.returncode == 0, done.stderr
-    _, condition, timings, _ = read_bundle(folder)
+    _, condition, timings, _, _ = read_bundle(folder)
     assert timings.keys() == {"net-3", "net-5", "net-7"}
     assert (condition.runtime.name, condition.runtime.version, condition.precision) == ("coreml", "15.1", "fp16")
     (folder / RESULTS).unlink()
@@ -246,7 +249,7 @@ def test_a_net_that_does_not_run_on_the_device_is_noted_and_the_others_are_measu
     assert "does not run here: broken-1: InvalidProtobuf: " in done.stderr
     before = (bundle / RESULTS).read_bytes()
     assert [list(chunk) for chunk in json.loads(before)["chunks"]] == [["net-3", "net-5"], ["net-3", "net-7"]]
-    _, _, timings, refused = read_bundle(bundle)
+    _, _, timings, refused, _ = read_bundle(bundle)
     assert timings.keys() == nets.keys()
     assert refused.keys() == broken.keys()
     assert on_device(bundle, "--most-mb", "0.0001").returncode == 0
@@ -313,7 +316,7 @@ def test_chunks_are_brought_to_one_speed_by_the_net_that_is_in_all(answered: Cal
         late = {"net-3": {"calls": 10, "samples_ms": [2, 2, 2]}, "net-7": {"calls": 10, "samples_ms": [6, 6, 6]}}
         data["chunks"] = [{name: first[name] for name in ("net-3", "net-5")}, late]
 
-    _, _, timings, _ = read_bundle(answered(slower))
+    _, _, timings, _, _ = read_bundle(answered(slower))
     assert {name: timing.median_ms for name, timing in timings.items()} == {"net-3": 1, "net-5": 2, "net-7": 3}
     assert timings["net-7"].runs == 30
 
@@ -385,6 +388,75 @@ def test_a_runtime_that_no_script_knows_and_a_folder_of_something_else_are_refus
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UserError, match="is not empty and holds no bundle"):
         written(tmp_path)
+
+
+def test_disturbed_rounds_are_measured_again_on_the_device_as_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = {"warmup": 1, "min_runs": 1, "rounds": 8, "settle": 1, "retakes": 0, "sample_ms": 0.1, "visit_ms": 0.1}
+    visits, nets = [0], {str(number): (lambda: None) for number in range(12)}
+    monkeypatch.setattr(bundle_script, "sample", lambda net, calls, retakes: (1.0, True))
+
+    def visit(net: object, settle: int, calls: int, samples: int, retakes: int) -> float:
+        visits[0] += 1
+        in_round, number = (visits[0] - 1) % 12, (visits[0] - 1) // 12
+        return 1.0 + 0.001 * (visits[0] % 5) + (0.5 * (in_round % 2) if number in (3, 8) else 0.0)
+
+    monkeypatch.setattr(bundle_script, "visit", visit)
+    found, redone = bundle_script.measure(nets, protocol, random.Random(0), lambda done: None)
+    assert redone == 2  # the fourth round, and its first repetition
+    assert visits[0] == 12 * 10
+    assert all(len(timing["samples_ms"]) == 8 for timing in found.values())
+    assert max(ms for timing in found.values() for ms in timing["samples_ms"]) < 1.01
+
+
+def test_what_disturbs_a_round_is_judged_alike_on_the_device_and_here() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        times_ms = draw.lognormal(0, 0.02, (draw.integers(8, 30), draw.integers(3, 12)))
+        times_ms[:, 0] *= draw.lognormal(0, draw.uniform(0, 0.2), len(times_ms))
+        assert bundle_script.worst_disturbed(times_ms) == worst_disturbed(times_ms)
+
+
+def test_rounds_that_are_still_disturbed_do_not_count_and_those_that_were_redone_are_told(tmp_path: Path) -> None:
+    nets = {f"net-{channels}": (partial(net, channels), (3, 8, 6)) for channels in range(3, 15)}
+    written(tmp_path / "bundle", nets=nets, rounds=8)
+    plan = json.loads((tmp_path / "bundle" / PLAN).read_text())
+    times = {
+        net["name"]: {"calls": 10, "samples_ms": [1.0, 1.01, 1.0 + number % 2, 1.0, 1.02, 1.0, 1.0, 1.01]}
+        for number, net in enumerate(plan["nets"])
+    }
+    data = {
+        "schema_version": 1,
+        "plan": hashlib.sha256((tmp_path / "bundle" / PLAN).read_bytes()).hexdigest(),
+        "runtime": {"name": "onnxruntime", "version": "1.0"},
+        "machine": {"cpu": "a phone", "cores": 4, "memory_gb": 2.0, "system": "none"},
+        "date": "2026-01-31",
+        "chunks": [times],
+        "redone": 4,
+    }
+    (tmp_path / "bundle" / RESULTS).write_text(json.dumps(data))
+    found = read_bundle(tmp_path / "bundle")
+    assert {len(timing.samples_ms) for timing in found.timings.values()} == {7}
+    assert (found.rounds.done, found.rounds.redone) == (7, 4)
+    assert found.rounds.slowest == pytest.approx(1.02, rel=0.01)
+
+
+def test_results_that_were_begun_with_another_governor_say_so(answered: Callable[..., Path]) -> None:
+    folder = answered(lambda data: data.update(machine=bundle_script.machine() | {"governor": "powersave"}))
+    done = on_device(folder)
+    assert done.returncode != 0
+    assert "another machine (governor 'powersave', now '" in done.stderr
+    assert "cores" not in done.stderr
+
+
+def test_parts_share_several_small_nets() -> None:
+    nets = [{"name": str(number), "size_bytes": 1 + 99 * (number % 3 == 1)} for number in range(60)]
+    parts = chunks_of(nets, 400)
+    shared = set.intersection(*({net["name"] for net in part} for part in parts))
+    assert len(parts) > 3
+    assert 4 <= len(shared) <= 8
+    assert "0" in shared
+    assert {net["name"] for part in parts for net in part} == {net["name"] for net in nets}
+    assert all(sum(net["size_bytes"] for net in part) <= 400 for part in parts)
 
 
 def test_chunks_hold_the_first_net_and_at_most_so_much() -> None:

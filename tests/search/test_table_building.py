@@ -230,21 +230,30 @@ def test_what_lies_between_measured_pairs_is_settled_where_all_of_them_are():
     assert len(unsettled) > 1
 
 
-def test_chunks_are_linked_by_a_common_net_when_the_machine_changes_its_speed(monkeypatch):
+def test_chunks_are_linked_by_common_nets_when_the_machine_changes_its_speed(monkeypatch):
     searched, device = space(), AdditiveDevice()
-    whole = table_of(AdditiveDevice(), searched)
+    whole, chunks = table_of(AdditiveDevice(), searched), []
     monkeypatch.setattr(bench, "CHUNK_NETS", 8)
-    build = device.build
 
-    def slower_and_slower(module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
-        device.speed = 1.0 + (device.built // 9) * 0.25
-        return build(module, input_shape)
+    def slower_and_slower(nets: dict, **options: Any) -> dict:
+        chunks.append(len(nets))
+        device.speed = 1.0 + 0.25 * (len(chunks) - 1)
+        return measure.measure(nets, **options)
 
-    monkeypatch.setattr(device, "build", slower_and_slower)
+    monkeypatch.setattr(bench, "measure", slower_and_slower)
     chunked = table_of(device, searched)
-    slower = chunked.entries[0].median_ms / whole.ms(chunked.entries[0].key)  # the first chunk's speed
+    assert len(chunks) > 3
+    assert set(chunks[:-1]) <= set(range(8 + bench.LINKS // 2, 8 + bench.LINKS + 1))
     for entry in chunked.entries:
-        assert entry.median_ms == pytest.approx(slower * whole.ms(entry.key), rel=0.02)
+        assert entry.median_ms == pytest.approx(whole.ms(entry.key), rel=0.02)
+
+
+def test_one_net_that_is_slower_than_it_was_does_not_change_the_speed_of_a_chunk():
+    before = {name: Timing((1.0 + number,), runs=1) for number, name in enumerate("abcde")}
+    later = {name: timing.scaled(2.0) for name, timing in before.items()} | {"f": Timing((7.0,), runs=1)}
+    assert bench.speed_of(before, later) == 0.5
+    assert bench.speed_of(before, later | {"a": before["a"].scaled(20.0)}) == 0.5
+    assert bench.speed_of({}, later) == 1.0
 
 
 def test_a_part_that_costs_nothing_is_flagged_and_never_zero():

@@ -143,6 +143,7 @@ def test_a_finished_journal_gives_the_very_same_table_and_builds_nothing(space: 
 def test_chunks_that_were_measured_are_not_measured_again(
     space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bench, "LINKS", 2)
     monkeypatch.setattr(bench, "CHUNK_NETS", 5)
     path, whole = tmp_path / "journal.jsonl", CountingDevice()
     table(space, whole, None, most_seconds=0)
@@ -155,8 +156,8 @@ def test_chunks_that_were_measured_are_not_measured_again(
     found = table(space, second, path, most_seconds=0)
     assert second.calls < 0.7 * whole.calls
     sizes = [len(line["nets"]) for line in lines(path) if "nets" in line]
-    assert sizes[: done + 1] == [5] * (done + 1)
-    assert max(sizes[done + 1 :]) == 4
+    assert sizes[: done + 1] == [7] * (done + 1)
+    assert max(sizes[done + 1 :]) == 6
     assert all(entry.median_ms > 0 for entry in found.entries)
 
 
