@@ -22,7 +22,10 @@ LOWEST, HIGHEST = 0.05, 0.95  # of the way from the smallest net's latency to th
 
 
 class DeliveredNet(Record):
-    """One budget and the net delivered for it, measured afresh: as it is, and at the speed of the table's day."""
+    """One budget and the net delivered for it, measured afresh: as it is, and at the speed of the table's day.
+
+    `shortfall` is why the delivery loop settled for a net that is faster than it had to be, if it did.
+    """
 
     budget_ms: float
     predicted_ms: float
@@ -33,6 +36,7 @@ class DeliveredNet(Record):
     at_tables_speed_ms: float
     rounds: int
     architecture: Architecture
+    shortfall: str | None = None
 
 
 class UnreachableBudget(Record):
@@ -158,6 +162,7 @@ def _measured_afresh(
                 measured_p90_ms=timing.p90_ms,
                 at_tables_speed_ms=timing.median_ms / slowdown,
                 rounds=len(delivery.rounds),
+                shortfall=delivery.shortfall,
                 architecture=delivery.architecture,
             )
         )

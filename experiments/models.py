@@ -26,12 +26,16 @@ class Job(Record):
 
 
 class FoundModel(Record):
-    """An architecture whose whole net, with random weights, measured within its budget."""
+    """An architecture whose whole net, with random weights, measured within its budget.
+
+    `shortfall` is why it is faster than it had to be, if it is by more than `search.slack`.
+    """
 
     job: Job
     digest: str
     predicted_ms: float
     rounds: tuple[DeliveryRound, ...]
+    shortfall: str | None = None
 
 
 class UnreachableModel(Record):

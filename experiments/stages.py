@@ -204,11 +204,20 @@ def search_stage(run: Run) -> list[Path]:
         delivery.architecture.save(path)
         paths.append(path)
         last = delivery.delivered
-        models.append(FoundModel(job=job, digest=last.digest, predicted_ms=last.predicted_ms, rounds=delivery.rounds))
+        models.append(
+            FoundModel(
+                job=job,
+                digest=last.digest,
+                predicted_ms=last.predicted_ms,
+                rounds=delivery.rounds,
+                shortfall=delivery.shortfall,
+            )
+        )
         run.screen.line(
             f"  {job.name}: predicted {last.predicted_ms:.3f} ms, "
             + ("to be measured on the device" if last.measured_ms is None else f"measured {last.measured_ms:.3f} ms")
             + f" after {len(delivery.rounds)} round{'s' if len(delivery.rounds) > 1 else ''}"
+            + (f"; {delivery.shortfall}" if delivery.shortfall else "")
         )
     if not models:
         raise UserError("; ".join(dict.fromkeys(one.reason for one in unreachable)))

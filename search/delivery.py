@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from search.slimming import BudgetMissed, BudgetUnreachable, Unreachable, WalkEnded
 from supernet import Architecture
@@ -20,11 +20,15 @@ class DeliveryRound(Record):
 
 
 class Delivery(Record):
-    """An architecture within its budget, by measurement where there is one, and the rounds that it took."""
+    """An architecture within its budget, by measurement where there is one, and the rounds that it took.
+
+    `shortfall` says why it is faster than it had to be, where it measures more below the budget than was asked for.
+    """
 
     budget_ms: float
     architecture: Architecture
     rounds: tuple[DeliveryRound, ...]
+    shortfall: str | None = None
 
     @property
     def delivered(self) -> DeliveryRound:
@@ -97,4 +101,18 @@ def deliver(
     if not fitting:
         raise BudgetMissed(budget_ms, min(round_.measured_ms or math.inf for round_ in rounds), rounds=len(rounds))
     slowest = max((round_ for round_ in rounds if round_.digest in fitting), key=lambda round_: round_.measured_ms or 0)
-    return Delivery(budget_ms=budget_ms, architecture=fitting[slowest.digest], rounds=tuple(rounds))
+    shortfall = None
+    if (slowest.measured_ms or 0.0) < (1.0 - slack) * goal_ms:
+        measured_ms, used_up = slowest.measured_ms or 0.0, len(rounds) == max_rounds
+        shortfall = f"{100 * (1 - measured_ms / budget_ms):.1f} % below the budget: {_above(rounds, goal_ms, used_up)}"
+    return Delivery(
+        budget_ms=budget_ms, architecture=fitting[slowest.digest], rounds=tuple(rounds), shortfall=shortfall
+    )
+
+
+def _above(rounds: Sequence[DeliveryRound], goal_ms: float, used_up: bool) -> str:
+    """What a method has above the net that is delivered."""
+    too_slow = [ms for round_ in rounds if (ms := round_.measured_ms or 0.0) > goal_ms]
+    if too_slow:
+        return f"the next slower net that the method gave measures {min(too_slow):.4g} ms"
+    return f"there were no more than {len(rounds)} rounds" if used_up else "the method has no slower net"

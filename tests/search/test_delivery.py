@@ -112,6 +112,24 @@ def test_a_slower_net_that_does_not_fit_is_not_delivered(run: Callable[..., Deli
     )
     assert delivery.architecture == small
     assert [round_.measured_ms for round_ in delivery.rounds] == [pytest.approx(3.6), pytest.approx(6.3)]
+    assert delivery.shortfall == "28.0 % below the budget: the next slower net that the method gave measures 6.3 ms"
+
+
+def test_what_fills_its_budget_falls_short_of_nothing(run: Callable[..., Delivery]) -> None:
+    assert run(slack=0.3).shortfall is None
+    assert run(measure_ms=None).shortfall is None
+
+
+def test_a_method_that_has_no_slower_net_is_said_to_have_none(run: Callable[..., Delivery], space: SearchSpace) -> None:
+    delivery = run(solve=lambda asked_ms: space.smallest, slack=0.03)
+    assert delivery.shortfall is not None
+    assert delivery.shortfall.endswith("% below the budget: the method has no slower net")
+
+
+def test_rounds_that_were_used_up_are_the_reason(run: Callable[..., Delivery]) -> None:
+    delivery = run(bias=0.8, constant_ms=0.3, slack=0.001, max_rounds=1)
+    assert delivery.shortfall is not None
+    assert delivery.shortfall.endswith("there were no more than 1 rounds")
 
 
 def test_without_a_measurement_the_prediction_decides(run: Callable[..., Delivery], table: Any) -> None:
