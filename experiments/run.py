@@ -132,12 +132,13 @@ class Run:
         (name,) = (name for name in written if name != AUDIT)
         table = LatencyTable.load(self.path / name)
         if not self.elsewhere:
-            there, here = (table.runtime.name, table.runtime.version), (self.runtime.name, self.runtime.version)
-            this_machine = machine()
-            if there != here or not table.machine.same_processor(this_machine):
+            there, here = (f"{one.name} {one.version}" for one in (table.runtime, self.runtime))
+            changed = [] if there == here else [f"with {there}, but here is {here}"]
+            if not table.machine.same_processor(this_machine := machine()):
+                changed.append(f"on {table.machine.described}, but this is {this_machine.described}")
+            if changed:
                 raise UserError(
-                    f"{self.path / name}: was measured on another device ({table.machine.described}, {' '.join(there)};"
-                    f" here: {this_machine.described}, {' '.join(here)}); measure one here:"
+                    f"{self.path / name}: was measured {' and '.join(changed)}; measure one here:"
                     f" slimformer table {self.path} --redo"
                 )
         return table.corrected(self.audit.correction)

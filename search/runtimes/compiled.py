@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 
 import torch
@@ -9,11 +11,16 @@ from torch import nn
 
 from search.runtimes import register_runtime
 from search.runtimes.eager import TYPES, channels_last_noise, with_threads
+from supernet.schema import UserError
+
+COMPILERS = ("g++", "clang++", "cl")  # what torch.compile looks for, unless CXX names another
 
 
 @register_runtime("compile")
 class CompiledRuntime:
     """Compiles the graph that torch.export takes of a module; inference mode, channels_last, fp32 or bf16.
+
+    Raises `UserError` where there is no C++ compiler.
 
     Each graph has code of its own. Modules compiled as they are share the code of their class, and torch silently runs
     them uncompiled from the ninth on.
@@ -24,6 +31,12 @@ class CompiledRuntime:
     precisions = tuple(TYPES)
 
     def __init__(self, *, threads: int, precision: str = "fp32") -> None:
+        compilers = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
+        if not any(map(shutil.which, compilers)):
+            raise UserError(
+                f"the runtime compile needs a C++ compiler, and there is no {' or '.join(compilers)} here (on Debian:"
+                " apt install g++)"
+            )
         self.threads, self.precision = threads, precision
 
     def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:

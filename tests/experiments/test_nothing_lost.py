@@ -52,8 +52,8 @@ def test_a_stage_is_done_again_when_a_plugin_was_edited(
     assert slimformer(*words).skipped == []
 
 
-@pytest.mark.parametrize("differs", ["name", "instruction sets"])
-def test_a_table_of_another_device_is_refused(
+@pytest.mark.parametrize("differs", ["name", "instruction sets", "runtime"])
+def test_a_table_of_another_device_or_runtime_is_refused(
     differs: str, copied: Path, slimformer: Slimformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = machine().model_copy(update={"processor": "family 1 model 2"})
@@ -61,11 +61,17 @@ def test_a_table_of_another_device_is_refused(
     assert slimformer("table", copied, "--redo").code == 0
     update = {"cpu": "a phone"} if differs == "name" else {"processor": "family 1 model 3"}
     elsewhere = here.model_copy(update=update)
+    if differs == "runtime":
+        elsewhere = here
+        monkeypatch.setattr("tests.experiments.conftest.VirtualRuntime.version", "2")
     monkeypatch.setattr("experiments.run.machine", lambda: elsewhere)
     mistake = slimformer("search", copied, "--redo").mistake
-    assert "was measured on another device" in mistake
-    assert f"here: {elsewhere.described}" in mistake
-    assert "slimformer table" in mistake
+    changed = (
+        "with virtual 1, but here is virtual 2"
+        if differs == "runtime"
+        else (f"on {here.described}, but this is {elsewhere.described}")
+    )
+    assert f": was measured {changed}; measure one here: slimformer table" in mistake
 
 
 def test_an_onnx_file_that_computes_something_else_is_not_delivered(

@@ -130,6 +130,16 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
         runtime("openvino", threads=1)
 
 
+def test_compiling_without_a_compiler_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and there is no g\+\+ or clang\+\+ or cl here"):
+        runtime("compile", threads=1)
+    monkeypatch.setenv("CXX", "my-compiler")
+    with pytest.raises(UserError, match=r"there is no my-compiler here"):
+        runtime("compile", threads=1)
+
+
 def test_a_package_that_cannot_be_loaded_says_why(monkeypatch, tmp_path):
     (tmp_path / "openvino.py").write_text("raise ImportError('undefined symbol: f')")
     monkeypatch.setattr(runtimes, "_FACTORIES", {})
