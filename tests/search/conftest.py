@@ -13,6 +13,12 @@ from supernet.schema import parse
 from supernet.space import SearchSpace
 
 
+@pytest.fixture(autouse=True)
+def _no_full_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a measurement collects first takes a third of a second in a process full of tests."""
+    monkeypatch.setattr("search.measure.gc.collect", lambda: 0)
+
+
 @pytest.fixture(scope="session")
 def space() -> SearchSpace:
     """Three stages; stage 2 cannot be skipped, the last two can hold token blocks."""

@@ -12,6 +12,7 @@ from experiments.benchmarks.against_timm import AgainstTimmRecord, Comparison, i
 from supernet.schema import load
 
 
+@pytest.mark.long
 def test_both_sides_compute_the_same_in_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model: model)  # which takes a minute
     images = torch.randn(1, 3, 64, 64)
