@@ -137,7 +137,10 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     seen = counts.training - held_out
     retrained = train.epochs * (counts.training if train.use_held_out else seen)
     scores = most_scores(space, search)
-    scored = min(search.score_images or held_out, held_out // 2) + search.refit_images
+    scored = (
+        min(search.score_images or held_out, round((1 - experiment.data.alpha_fraction) * held_out))
+        + search.refit_images
+    )
     forward = medium.seconds / 3  # a step is a forward and a backward pass of about twice its cost
     weights = TRAINING_BYTES_PER_PARAMETER * _supernet_parameters(space)
     at_once = min(processes_at_once(experiment, device), models)

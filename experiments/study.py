@@ -41,7 +41,8 @@ class RankConfig(Record):
     the smallest and the largest are always among them, and more of them begin with those that fewer would be.
 
     `variants` are an ablation: supernets trained otherwise than the run's, each by the fields that it changes (as after
-    --set, all of `supernet` or `seeds.supernet`), whose scores rank the same nets beside those of the run's.
+    --set, all of `supernet`, `seeds.supernet` or `data.alpha_fraction`), whose scores rank the same nets beside those
+    of the run's.
     """
 
     architectures: Annotated[int, Field(ge=5)] = 50

@@ -13,14 +13,15 @@ from experiments.study_units import StudyFolder
 from supernet import Architecture, UserError
 from supernet.schema import plain
 
-FIELDS = ("supernet.", "seeds.supernet")
+FIELDS = ("supernet.", "seeds.supernet", "data.alpha_fraction")
 SCORES = ("supernet_accuracy", "supernet_accuracy_no_refit", "supernet_loss", "alpha_importance")
 
 
 class SupernetVariants:
     """The variants of a rank study: their supernets, each in a folder named after its settings, and their scores.
 
-    Raises `UserError` for one that changes anything else than the supernet's training.
+    All are scored on the run's own images. Raises `UserError` for one that changes anything else than the supernet's
+    training, or whose alphas would learn from these.
     """
 
     def __init__(self, config: RankConfig, run: Run, folder: StudyFolder) -> None:
@@ -32,8 +33,16 @@ class SupernetVariants:
         run, source = self.run, f"rank.variants.{name}"
         for override in overrides:
             if not override.startswith(FIELDS):
-                raise UserError(f"{source}: {override}: only fields of supernet and seeds.supernet can be changed")
+                raise UserError(
+                    f"{source}: {override}: only fields of supernet, seeds.supernet and data.alpha_fraction can be"
+                    " changed"
+                )
         experiment = overridden(run.experiment, overrides, source=source)
+        if experiment.data.alpha_fraction > run.experiment.data.alpha_fraction:
+            raise UserError(
+                f"{source}: data.alpha_fraction: {experiment.data.alpha_fraction} would give the alphas images that all"
+                f" supernets are scored on; ask for at most {run.experiment.data.alpha_fraction}, the run's own"
+            )
         settings = stage_named("supernet").settings(plain(experiment))
         path = self.folder.path / "variants" / digest_of([settings, self.folder.images, self.folder.plugins])[:16]
         variant = Run(experiment, RunFolder(path), run.screen, command=run.environment.command, plugins=run.plugins)
@@ -46,7 +55,8 @@ class SupernetVariants:
             if name in self.trained:
                 continue
             self.run.screen.line(f"supernet {number} of {len(self.runs)} variants: {name}")
-            variant.data = self.run.data
+            if variant.experiment.data == self.run.experiment.data:
+                variant.data = self.run.data
             variant.path.mkdir(parents=True, exist_ok=True)
             train_supernet_stage(variant)
             clear_checkpoint("supernet", variant.path)

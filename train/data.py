@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -36,18 +36,21 @@ class DataConfig(Record):
     """Which images, how large, and which of the training images are held out from the weights.
 
     `path` is an image folder with `train/` and `test/` (or `val/`), one folder a class, or "digits". Of the training
-    images `held_out_fraction` goes, class by class, in equal halves to the alphas and to the scores of the search.
-    Images are scaled to the resolution over `crop_fraction`, then cropped (at the centre to evaluate); images that
-    are stored at the resolution are left alone. `in_memory: auto` decodes once whatever fits 2 GiB; other folders
+    images `held_out_fraction` goes, class by class, to the alphas (`alpha_fraction` of it) and to the scores of the
+    search. Images are scaled to the resolution over `crop_fraction`, then cropped (at the centre to evaluate); images
+    that are stored at the resolution are left alone. `in_memory: auto` decodes once whatever fits 2 GiB; other folders
     stream through `workers` processes. `mean` and `std` are per channel on a scale of 0..1; null computes them from
     training images. `num_classes` and `num_images` (for training) are needed only to plan a run, or to measure its
     latency table (the classes suffice), without its images; with them, the classes must agree.
     """
 
+    added_later: ClassVar[frozenset[str]] = frozenset({"alpha_fraction"})
+
     path: str
     resolution_px: tuple[Positive, Positive]
     channels: Literal[1, 3] = 3
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    alpha_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
     in_memory: Literal["auto"] | bool = "auto"
     workers: Annotated[int, Field(ge=0)] = 4
     num_classes: Annotated[int, Field(ge=2)] | None = None
@@ -298,11 +301,16 @@ def _divided(training: Split, test: Split, *, class_names: tuple[str, ...], conf
                 f"data.held_out_fraction: {fraction} holds out {held} of the {count} training images of class {name}, "
                 "but needs at least 2 (one for the alphas, one for the scores) and must leave at least 1"
             )
+        if not 1 <= (alphas := round(config.alpha_fraction * held)) < held:
+            raise UserError(
+                f"data.alpha_fraction: {config.alpha_fraction} gives the alphas {alphas} of the {held} held-out images"
+                f" of class {name}, but they and the scores need at least 1 each"
+            )
     kept, held_out = _stratified(labels, fraction, generator_for(seed, "held out"))
-    halves = _stratified(labels[held_out], 0.5, generator_for(seed, "alphas and scores"))
+    parts = _stratified(labels[held_out], config.alpha_fraction, generator_for(seed, "alphas and scores"))
     # shuffled once, so that the first few hundred of them are of every class
     shuffle = generator_for(seed, "order of held out")
-    score, alpha = (half[torch.randperm(len(half), generator=shuffle)] for half in halves)
+    score, alpha = (part[torch.randperm(len(part), generator=shuffle)] for part in parts)
     return ImageData(
         train=training.subset(kept),
         alpha=training.subset(held_out[alpha]),

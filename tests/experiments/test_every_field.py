@@ -103,7 +103,16 @@ FIELDS: dict[str, Shown | Ran] = {
     "data.path": Shown(DATA, "test_a_folder_is_read_with_its_classes_and_splits"),
     **{
         f"data.{name}": Shown(DATA, "test_every_field_changes_the_data", name)
-        for name in ("resolution_px", "channels", "held_out_fraction", "mean", "std", "crop_fraction", "in_memory")
+        for name in (
+            "resolution_px",
+            "channels",
+            "held_out_fraction",
+            "alpha_fraction",
+            "mean",
+            "std",
+            "crop_fraction",
+            "in_memory",
+        )
     },
     "data.workers": in_a_run("test_images_stream_through_the_workers_asked_for"),
     "data.num_classes": Shown(DATA, "test_the_number_of_classes_must_agree_with_the_folders"),

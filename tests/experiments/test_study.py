@@ -147,12 +147,14 @@ def test_an_ablation_ranks_the_same_nets_by_supernets_trained_otherwise(
 ) -> None:
     out = Path(shutil.copytree(ranked[0], tmp_path / "out"))
     as_it_is, soft = "supernet.epochs=2", ["supernet.mixing=soft", "supernet.distill_weight=0.0"]
-    path = write(rank=RANK | {"variants": {"the same": [as_it_is], "soft": soft}})
+    fewer = "data.alpha_fraction=0.2"
+    path = write(rank=RANK | {"variants": {"the same": [as_it_is], "soft": soft, "fewer images": [fewer]}})
     outcome = slimformer("study", path, "--out", out)
     assert outcome.code == 0, outcome.err
-    assert "of 2 variants: soft" in outcome.out
+    assert "of 3 variants: soft" in outcome.out
     found = {scorer["scorer"]: scorer for scorer in record(out, "rank_study.json")["scorers"]}
-    assert len([name for name in found if "/" in name]) == 8
+    assert len([name for name in found if "/" in name]) == 12
+    assert "fewer images/supernet_accuracy" in found
     for score in ("supernet_accuracy", "supernet_accuracy_no_refit", "supernet_loss", "alpha_importance"):
         same, other, own = found[f"the same/{score}"], found[f"soft/{score}"], found[score]
         assert own["tau_difference"] is None
@@ -471,7 +473,11 @@ def test_a_report_of_what_is_done_trains_nothing(
         ({"rank": {"seeds": [1, 1]}}, "rank.seeds: each seed at most once"),
         ({"rank": {"ceiling": {"architectures": 3, "seed": 0}}}, "ceiling.seed: 0 is among the seeds"),
         ({"rank": {"architectures": 5, "ceiling": {"architectures": 6, "seed": 1}}}, "6 of 5 architectures"),
-        ({"rank": RANK | {"variants": {"x": ["train.epochs=1"]}}}, "only fields of supernet and seeds.supernet"),
+        ({"rank": RANK | {"variants": {"x": ["train.epochs=1"]}}}, "only fields of supernet, seeds.supernet and data"),
+        (
+            {"rank": RANK | {"variants": {"x": ["data.alpha_fraction=0.6"]}}},
+            "alphas images that all supernets are scored on",
+        ),
         ({"rank": RANK | {"variants": {"x": ["supernet.mixin=soft"]}}}, "rank.variants.x: supernet.mixin: unknown key"),
         ({"rank": RANK | {"variants": {"a/b": ["supernet.epochs=1"]}}}, "rank.variants.a/b"),
         ({"compare": COMPARE | {"budgets_ms": [0.1]}}, "give either budgets_ms or budgets_of_largest"),

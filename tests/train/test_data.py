@@ -44,6 +44,20 @@ def test_every_class_is_held_out_in_the_same_share(digits: ImageData) -> None:
     assert (torch.bincount(digits.alpha.labels) - torch.bincount(digits.score.labels)).abs().max() <= 1
 
 
+def test_fewer_images_for_the_alphas_are_some_of_the_same_and_leave_more_for_the_scores(digits: ImageData) -> None:
+    config = DataConfig(path="digits", resolution_px=(8, 8), channels=1, held_out_fraction=0.25, alpha_fraction=0.2)
+    fewer = open_data(config, seed=0)
+    assert len(fewer.alpha) == pytest.approx(0.2 * len(digits.held_out), abs=5)
+    assert set(fewer.alpha.indices.tolist()) < set(digits.alpha.indices.tolist())
+    assert set(fewer.score.indices.tolist()) > set(digits.score.indices.tolist())
+    assert torch.equal(fewer.train.indices, digits.train.indices)
+
+
+def test_alphas_and_scores_need_an_image_of_every_class_each(image_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"data.alpha_fraction: 0.01 gives the alphas 0 of the \d+ held-out images of"):
+        open_data(folder_config(image_folder, alpha_fraction=0.01), seed=0)
+
+
 def test_the_first_held_out_images_are_of_every_class(image_folder: Path) -> None:
     data = open_data(folder_config(image_folder, held_out_fraction=0.8), seed=0)
     for part in (data.alpha, data.score):
@@ -92,6 +106,7 @@ def test_test_is_preferred_to_val(image_folder: Path) -> None:
         {"resolution_px": (8, 12)},
         {"channels": 1},
         {"held_out_fraction": 0.2},
+        {"alpha_fraction": 0.3},
         {"mean": (0.1, 0.2, 0.3), "std": (0.2, 0.2, 0.2)},
         {"crop_fraction": 0.6},
         {"in_memory": False},
@@ -104,6 +119,8 @@ def test_every_field_changes_the_data(image_folder: Path, changes: dict[str, Any
     if changes == {"in_memory": False}:
         assert isinstance(base.train, InMemorySplit)
         assert isinstance(changed.train, FolderSplit)
+    elif "alpha_fraction" in changes:
+        assert len(changed.alpha) < len(base.alpha)
     else:
         images, others = first_images(base), first_images(changed)
         assert len(base.train) != len(changed.train) or images.shape != others.shape or not images.equal(others)
