@@ -38,7 +38,8 @@ class TableConfig(Record):
 
     `precision` is a number format that the runtime has (null: its usual one, fp32 for those of the project);
     `rounds` interleaved visits of every net; a block's time is that of `copies` more copies in a small net, divided
-    (of fewer where the stage is not that deep).
+    (of fewer where the stage is not that deep; 4 know it within a tenth as well as the best number does in the same
+    time, because noise grows nearly as a net's time: LOG.md).
     After the rounds, nets are measured on until the standard error of every entry, and of every whole net, is at most
     `standard_error_percent` of it (of an entry also a tenth of that of the largest net). `most_minutes` after the
     beginning all that ends, the first rounds too, and what is not known as well is marked; where nets take long to
