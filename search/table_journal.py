@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from search.latency_table import LeftOut
 from search.measure import Clock, RoundLog, VisitPlan
 from supernet.block_types import Positive
-from supernet.schema import Record, UserError
+from supernet.schema import Record, UserError, write_atomically
 
 Purpose = Literal["all", "loose", "settling"]  # what a measurement of a table is for
 Milliseconds = Annotated[float, Field(gt=0)]
@@ -264,8 +264,7 @@ class Journal:
     def _cut(self, content: bytes) -> None:
         """Make this the whole file; without any content, that of a journal in which there is nothing yet."""
         assert self.path is not None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_bytes(content or _encoded(_Opened(table=self._table)))
+        write_atomically(self.path, content or _encoded(_Opened(table=self._table)))
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self.path}: cannot be read or written ({error.strerror})")
