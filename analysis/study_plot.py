@@ -26,6 +26,7 @@ from supernet.schema import load
 
 COLUMNS = 3
 PANEL_PX = 230
+LEGEND_COLUMNS, LEGEND_ROW_PX = 5, 24
 GROUP_HUES = ("sky", "blue", "ink")  # from the fastest third of the nets to the slowest
 
 _SCORERS = {
@@ -123,8 +124,9 @@ def study_figure(study: StudyFile, *, width_px: int = WIDE_PX) -> Figure:
         raise ValueError("the study has no trained nets yet")
     methods = list(dict.fromkeys(result.method for result in shown))
     with house_style():
-        figure = canvas(width_px, 460)
-        (axes,) = panels(figure, margins_px=(50, 24, 74, 50))
+        legend_px = LEGEND_ROW_PX * math.ceil(len(methods) / LEGEND_COLUMNS)
+        figure = canvas(width_px, 460 + legend_px)
+        (axes,) = panels(figure, margins_px=(50, 24, 74, 50 + legend_px))
         for budget_ms in study.budgets_ms:
             axes.axvline(budget_ms, color=colour("muted"), linewidth=1, dashes=(3, 3), zorder=1)
             axes.annotate(
@@ -148,7 +150,9 @@ def study_figure(study: StudyFile, *, width_px: int = WIDE_PX) -> Figure:
         )
         axes.set_ylabel("test accuracy, %")
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.legend(loc="lower right", fontsize=11.5)
+        figure.legend(  # below the axes, where it hides nothing
+            loc="lower left", bbox_to_anchor=(38 / width_px, 0), ncols=LEGEND_COLUMNS, fontsize=11.5
+        )
         axes.set_title("Test accuracy, mean and 95 % interval", pad=30)
     return figure
 

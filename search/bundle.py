@@ -19,6 +19,7 @@ from torch import nn
 
 import search.bundle_script
 from search.bench import speed_of
+from search.bundle_script import worst_disturbed
 from search.latency_table import LeftOut, RuntimeName
 from search.measure import (
     RETAKES,
@@ -32,7 +33,6 @@ from search.measure import (
     Timing,
     rounds_of,
     timings_of,
-    worst_disturbed,
 )
 from search.model_files import (
     ModelFile,

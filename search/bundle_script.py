@@ -60,7 +60,8 @@ FILES_PROTOCOL = {  # for models that no plan speaks of
 }
 LINKS = 8  # nets in every part of them, which tell the speed at which each part was measured, if they are small enough
 JUDGED_NETS, JUDGED_ROUNDS = 10, 5  # with fewer, a round's spread cannot be told from what is usual
-DISTURBED_SPREAD, HARMLESS_SPREAD = 3.0, 0.02  # a disturbed round's, in usual ones and at least
+DISTURBED_SPREAD = 3.0  # times the usual spread is that of a disturbed round ...
+HARMLESS_SPREAD = 0.02  # ... unless it is below this
 CLEAN_SHARE = 0.5  # of a visit's samples: with fewer that nothing interrupted, all of them count
 
 
@@ -258,7 +259,13 @@ def measure(
 
 
 def worst_disturbed(times: np.ndarray) -> int | None:
-    """The round (a column of times, a row a net) in which times spread far more than is usual; None without one."""
+    """The round in which the nets' times spread most, if far more than is usual; None if no round was disturbed.
+
+    `times` has a row a net and a column a round. A round's spread is the distance from the 10th to the 90th percentile,
+    over the nets, of the logarithm of a net's time against its own median: what slows all nets alike leaves it as it
+    is, what hits more than a tenth of them does not. Far more is `DISTURBED_SPREAD` times the median over the rounds
+    and `HARMLESS_SPREAD`. Few nets or rounds are not judged.
+    """
     nets, rounds = times.shape
     if nets < JUDGED_NETS or rounds < JUDGED_ROUNDS:
         return None

@@ -5,9 +5,9 @@ visits all of them in a fresh random order, so that whatever makes the machine s
 round's drift (the median over the nets of its time against that net's own median) is then divided out. All nets
 together are the reference: the drift by a single reference net would carry the whole noise of that net's sample, the
 median over n nets about 1.25 / sqrt(n) of it. A round in which the nets did not slow down alike was disturbed; it is
-thrown away and measured again (`worst_disturbed`). A visit begins with untimed calls for `SETTLE_MS`, until a call
-takes what it takes in the steady state of a deployed model, and a sample during which the system gave the core to
-another process is taken again.
+thrown away and measured again (`worst_disturbed`, of the script that measures on other devices). A visit begins with
+untimed calls for `SETTLE_MS`, until a call takes what it takes in the steady state of a deployed model, and a sample
+during which the system gave the core to another process is taken again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch
 if sys.platform != "win32":
     import resource
 
+from search.bundle_script import worst_disturbed
 from supernet.schema import Record
 
 Key = TypeVar("Key")
@@ -50,9 +51,6 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 NORMAL_SD = 1.4826  # standard deviations in the median distance to the median, of a normal distribution
 NORMAL_MEDIAN = math.sqrt(math.pi / 2)  # the median's standard error over the mean's
 DRIFT_NETS = 5  # with fewer nets a round's drift cannot be told from their own spread
-JUDGED_NETS, JUDGED_ROUNDS = 10, 5  # with fewer, a round's spread cannot be told from what is usual
-DISTURBED_SPREAD = 3.0  # times the usual spread is that of a disturbed round ...
-HARMLESS_SPREAD = 0.02  # ... unless it is below this
 
 
 @dataclass(frozen=True)
@@ -313,23 +311,6 @@ def _lacking(log: RoundLog, min_runs: int) -> np.ndarray:
     """The nets that were interrupted too often."""
     lacking: np.ndarray = _clean_rounds(log.columns) < _enough(log, min_runs)
     return lacking
-
-
-def worst_disturbed(times_ms: np.ndarray) -> int | None:
-    """The round in which the nets' times spread most, if far more than is usual; None if no round was disturbed.
-
-    `times_ms` has a row a net and a column a round. A round's spread is the distance from the 10th to the 90th
-    percentile, over the nets, of the logarithm of a net's time against its own median: what slows all nets alike
-    leaves it as it is, what hits more than a tenth of them does not. Far more is `DISTURBED_SPREAD` times the median
-    over the rounds and `HARMLESS_SPREAD`. Few nets or rounds are not judged.
-    """
-    nets, rounds = times_ms.shape
-    if nets < JUDGED_NETS or rounds < JUDGED_ROUNDS:
-        return None
-    low, high = np.percentile(np.log(times_ms / np.median(times_ms, axis=1, keepdims=True)), [10, 90], axis=0)
-    worst = int(np.argmax(high - low))
-    usual = max(float(np.median(high - low)), HARMLESS_SPREAD / DISTURBED_SPREAD)
-    return worst if high[worst] - low[worst] > DISTURBED_SPREAD * usual else None
 
 
 def _clean_rounds(columns: Sequence[np.ndarray]) -> np.ndarray:

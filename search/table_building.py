@@ -1,33 +1,37 @@
 """Building a latency table: every part of a search space, measured in context on one runtime.
 
 All skeletons are measured together (`search.measure`: interleaved, drift divided out), and each entry is a difference
-of two of them (`search.skeletons`). The whole nets that audit the table are measured among them: a machine that
+of two of them (`search.differences`). The whole nets that audit the table are measured among them: a machine that
 changes its speed changes it for both, and that does not pass for an error of the table. A candidate that the runtime
 cannot build is left out of the space, and the table says so.
-
-Where a transition between two stages has many pairs of widths, a grid of them is measured and the rest lies on the
-bilinear surface through it, marked as interpolated.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import itertools
 import json
 import math
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from scipy.interpolate import RegularGridInterpolator
 
 from search.bench import Bench, Timed, speed_of
-from search.latency_table import Entry, LatencyTable, LeftOut, Protocol, RuntimeName
+from search.differences import (
+    SMALLEST_MS,
+    Recipes,
+    Value,
+    difference,
+    interpolate,
+    loose_recipes,
+    skeletons_of,
+    solve,
+    with_parts_before,
+    with_unsettled,
+)
+from search.latency_table import LatencyTable, LeftOut, Protocol, RuntimeName
 from search.measure import (
     SAMPLE_MS,
     SETTLE_CALLS,
@@ -42,7 +46,7 @@ from search.measure import (
     most_redone,
 )
 from search.net_building import CannotBuild
-from search.parts import LatencyKey, keys
+from search.parts import LatencyKey
 from search.runtimes import Runtime
 from search.skeletons import Recipe, Skeleton, lone_blocks, recipes
 from search.table_journal import Journal
@@ -53,7 +57,6 @@ from supernet.space import SearchSpace
 SETTLING_COPIES = 4  # by how much an entry at or below zero is measured again with more copies
 SETTLING_REFERENCES = 8  # nets that are measured again beside it, and tell the machine's speed
 PAIRS = 64  # most pairs of widths that are measured per transition between two stages
-SMALLEST_MS = 1e-6  # what a part counts as that cannot be told from nothing
 
 
 def required_keys(space: SearchSpace) -> set[LatencyKey]:
@@ -63,7 +66,7 @@ def required_keys(space: SearchSpace) -> set[LatencyKey]:
 
 def table_nets(space: SearchSpace, *, copies: int, pairs: int = PAIRS) -> list[Skeleton]:
     """The nets that `build_table` builds and measures, and `table_of` needs the timings of."""
-    return _Recipes.of(space, copies=copies, pairs=pairs).skeletons
+    return Recipes.of(space, copies=copies, pairs=pairs).skeletons
 
 
 def table_of(
@@ -82,9 +85,9 @@ def table_of(
     What came out at or below zero counts as a tiny positive number and is not settled. Raises `KeyError` for a net
     without a timing.
     """
-    found = _Recipes.of(space, copies=protocol.copies, pairs=pairs)
+    found = Recipes.of(space, copies=protocol.copies, pairs=pairs)
     goal = protocol.standard_error_percent / 100
-    values = _with_unsettled(found, _solve(found.measured, timings), goal, space)
+    values = with_unsettled(found, solve(found.measured, timings), goal, space)
     return _table(space, found, values, condition, protocol, left_out)
 
 
@@ -125,47 +128,32 @@ def build_table(
 
     Raises `UserError`, with the runtime's words, if it cannot build what the space cannot do without.
     """
-    generator = torch.Generator().manual_seed(seed)
     journal = Journal(clock=clock) if journal is None else journal
-    condition = Condition(
-        runtime=RuntimeName(name=runtime.name, version=runtime.version),
-        precision=runtime.precision,
-        threads=runtime.threads,
-        batch_size=batch_size,
-        machine=machine(),
-        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    )
+    condition = _condition(runtime, batch_size)
     settings = [rounds, copies, seed, standard_error_percent, most_seconds, warmup, pairs]
     journal.open(_identity(space, condition, settings))
     bench = Bench(
-        runtime,
-        batch_size,
-        rounds,
-        warmup,
-        generator,
-        clock,
-        1e9 * most_seconds,
-        processes,
-        journal,
-        journal.measured_ns,
+        runtime=runtime,
+        batch_size=batch_size,
+        rounds=rounds,
+        warmup=warmup,
+        generator=torch.Generator().manual_seed(seed),
+        clock=clock,
+        most_ns=1e9 * most_seconds,
+        processes=processes,
+        journal=journal,
+        spent_ns=journal.measured_ns,
     )
     if journal.left_out is None:
         journal.tried(refused_candidates(space, bench.tried, progress))
     left_out = journal.left_out or ()
     space = without_refused(space, left_out)
-    found = _Recipes.of(space, copies=copies, pairs=pairs)
-    measured, skeletons = found.measured, found.skeletons
+    found = Recipes.of(space, copies=copies, pairs=pairs)
     wholes = list(dict.fromkeys(whole_nets(space)))
-    timings, seen = bench.measure([*skeletons, *wholes], progress)
     goal = standard_error_percent / 100
-    while journal.holds("loose") or clock() < bench.until_ns:
-        loose = _loose(measured, _solve(measured, timings), goal, space)
-        if not loose and all(timings[net].standard_error_ms <= goal * timings[net].median_ms for net in wholes):
-            break
-        nets: list[Timed] = [*_skeletons(_with_parts_before(loose, measured)), *wholes]
-        seen = _measure_on(timings, seen, nets, bench, progress)
-    values = _settle(measured, timings, replace(bench, most_ns=1e8 * most_seconds, spent_ns=0.0))
-    values = _with_unsettled(found, values, goal, space)
+    timings, seen = _measured(space, found.measured, wholes, bench, goal=goal, progress=progress)
+    values = _settle(found.measured, timings, replace(bench, most_ns=1e8 * most_seconds, spent_ns=0.0))
+    values = with_unsettled(found, values, goal, space)
     protocol = Protocol(
         rounds=seen.done,
         standard_error_percent=standard_error_percent,
@@ -174,7 +162,7 @@ def build_table(
         copies=copies,
         settle=SETTLE_CALLS,
         settle_ms=SETTLE_MS,
-        nets=len(skeletons),
+        nets=len(found.skeletons),
         seed=seed,
         redone=seen.redone,
         most_redone=most_redone(seen.done),
@@ -182,6 +170,26 @@ def build_table(
     )
     table = _table(space, found, values, condition, protocol, left_out)
     return table, {net: timings[net] for net in wholes}
+
+
+def _measured(
+    space: SearchSpace,
+    measured: list[Recipe],
+    wholes: list[Architecture],
+    bench: Bench,
+    *,
+    goal: float,
+    progress: Progress | None,
+) -> tuple[dict[Timed, Timing], Rounds]:
+    """Time all nets, then on and on those that are not known to the goal, until the bench's time is over."""
+    timings, seen = bench.measure([*skeletons_of(measured), *wholes], progress)
+    while bench.journal.holds("loose") or bench.clock() < bench.until_ns:
+        loose = loose_recipes(measured, solve(measured, timings), goal, space)
+        if not loose and all(timings[net].standard_error_ms <= goal * timings[net].median_ms for net in wholes):
+            break
+        nets: list[Timed] = [*skeletons_of(with_parts_before(loose, measured)), *wholes]
+        seen = _measure_on(timings, seen, nets, bench, progress)
+    return timings, seen
 
 
 def refused_candidates(
@@ -227,58 +235,43 @@ class Condition:
     date: str
 
 
+def _condition(runtime: Runtime, batch_size: int) -> Condition:
+    """A runtime on this machine, today."""
+    return Condition(
+        runtime=RuntimeName(name=runtime.name, version=runtime.version),
+        precision=runtime.precision,
+        threads=runtime.threads,
+        batch_size=batch_size,
+        machine=machine(),
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    )
+
+
 def _identity(space: SearchSpace, condition: Condition, settings: Sequence[float]) -> str:
-    """The digest of all that what is measured for a table depends on, the nets' own code aside."""
-    machine_there = condition.machine
+    """The digest of all that a table's measurements depend on, the nets' own code aside."""
     content = [
         canonical(space),
         str(condition.runtime),
         condition.precision,
         condition.threads,
         condition.batch_size,
-        machine_there.described,
-        machine_there.cores,
+        condition.machine.described,
+        condition.machine.cores,
         *(SETTLE_CALLS, SETTLE_MS, SAMPLE_MS, VISIT_MS),
         *settings,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-class _Recipes(NamedTuple):
-    """All parts of a space: those that are measured, and those between them."""
-
-    todo: list[Recipe]
-    measured: list[Recipe]
-    between: list[Recipe]
-
-    @classmethod
-    def of(cls, space: SearchSpace, *, copies: int, pairs: int) -> _Recipes:
-        todo = _distinct(recipes(space, copies=copies))
-        return cls(todo, *_split_pairs(todo, most=pairs))
-
-    @property
-    def skeletons(self) -> list[Skeleton]:
-        return _skeletons(self.measured)
-
-
-def _with_unsettled(
-    found: _Recipes, values: dict[LatencyKey, _Value], goal: float, space: SearchSpace
-) -> dict[LatencyKey, _Value]:
-    """The same values, with those marked whose standard error is above the goal, or that are at or below zero."""
-    unsettled = {recipe.key for recipe in _loose(found.measured, values, goal, space)}
-    unsettled |= {key for key, value in values.items() if value.median_ms <= SMALLEST_MS}
-    return values | {key: replace(values[key], settled=False) for key in unsettled}
-
-
 def _table(
     space: SearchSpace,
-    found: _Recipes,
-    values: dict[LatencyKey, _Value],
+    found: Recipes,
+    values: dict[LatencyKey, Value],
     condition: Condition,
     protocol: Protocol,
     left_out: tuple[LeftOut, ...] = (),
 ) -> LatencyTable:
-    values = values | _interpolate(found.between, found.measured, values)
+    values = values | interpolate(found.between, found.measured, values)
     return LatencyTable(
         runtime=condition.runtime,
         precision=condition.precision,
@@ -291,93 +284,6 @@ def _table(
         left_out=left_out,
         entries=tuple(values[recipe.key].entry(recipe.key) for recipe in found.todo),
     )
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A difference of timings, in ms: of their medians, how far its 10th and 90th percentile are from it, its error."""
-
-    median_ms: float
-    below_ms: float
-    above_ms: float
-    error_ms: float
-    runs: int
-    settled: bool = True
-    interpolated: bool = False
-
-    def entry(self, key: LatencyKey) -> Entry:
-        return Entry(
-            part=key.part,
-            spec=json.loads(key.spec),
-            layout=key.layout,
-            in_channels=key.in_channels,
-            out_channels=key.out_channels,
-            grid=key.grid,
-            median_ms=max(SMALLEST_MS, round(self.median_ms, 7)),
-            p10_ms=round(self.median_ms - self.below_ms, 7),
-            p90_ms=round(self.median_ms + self.above_ms, 7),
-            standard_error_ms=round(self.error_ms, 7) if math.isfinite(self.error_ms) else None,
-            runs=self.runs,
-            settled=self.settled,
-            interpolated=self.interpolated,
-        )
-
-
-def _distinct(found: Iterable[Recipe]) -> list[Recipe]:
-    """One recipe a key: two stages of equal width and grid share their parts."""
-    return list({recipe.key: recipe for recipe in found}.values())
-
-
-def _skeletons(found: Iterable[Recipe]) -> list[Skeleton]:
-    return list(dict.fromkeys(net for recipe in found for net in (recipe.plus, recipe.minus) if net is not None))
-
-
-def _solve(found: Iterable[Recipe], timings: Mapping[Any, Timing]) -> dict[LatencyKey, _Value]:
-    """The parts, in the order of the recipes: each needs only parts before it."""
-    values: dict[LatencyKey, _Value] = {}
-    for recipe in found:
-        values[recipe.key] = _difference(recipe, timings, values)
-    return values
-
-
-def _difference(recipe: Recipe, timings: Mapping[Any, Timing], values: dict[LatencyKey, _Value]) -> _Value:
-    """A recipe's value: the difference of the medians; spreads add up as those of independent measurements do."""
-    plus = timings[recipe.plus]
-    median_ms, below_ms, above_ms = plus.median_ms, plus.median_ms - plus.p10_ms, plus.p90_ms - plus.median_ms
-    error_ms = plus.standard_error_ms
-    if recipe.minus is not None:
-        minus = timings[recipe.minus]
-        median_ms -= minus.median_ms
-        below_ms = math.hypot(below_ms, minus.p90_ms - minus.median_ms)
-        above_ms = math.hypot(above_ms, minus.median_ms - minus.p10_ms)
-        error_ms = math.hypot(error_ms, minus.standard_error_ms)
-    for key in recipe.minus_keys:
-        median_ms -= values[key].median_ms
-        error_ms = math.hypot(error_ms, values[key].error_ms)
-    copies = recipe.copies
-    return _Value(median_ms / copies, below_ms / copies, above_ms / copies, error_ms / copies, plus.runs)
-
-
-def _loose(measured: list[Recipe], values: dict[LatencyKey, _Value], goal: float, space: SearchSpace) -> list[Recipe]:
-    """The recipes whose value is not known to the goal, nor to a tenth of the goal of the largest net."""
-    largest_ms = sum(values[key].median_ms for key in keys(space.largest) if key in values)
-    return [
-        recipe
-        for recipe in measured
-        if values[recipe.key].error_ms > goal * max(values[recipe.key].median_ms, 0.1 * largest_ms)
-    ]
-
-
-def _with_parts_before(loose: list[Recipe], measured: list[Recipe]) -> list[Recipe]:
-    """These recipes and those of the parts that they subtract, whose errors are in theirs."""
-    by_key = {recipe.key: recipe for recipe in measured}
-    found: dict[LatencyKey, Recipe] = {}
-    todo = list(loose)
-    while todo:
-        recipe = todo.pop()
-        found[recipe.key] = recipe
-        todo += [by_key[key] for key in recipe.minus_keys if key not in found]
-    return list(found.values())
 
 
 def _measure_on(
@@ -394,25 +300,25 @@ def _measure_on(
     return replace(seen.joined(rounds, speed=speed), done=seen.done)
 
 
-def _settle(measured: list[Recipe], timings: Mapping[Timed, Timing], bench: Bench) -> dict[LatencyKey, _Value]:
+def _settle(measured: list[Recipe], timings: Mapping[Timed, Timing], bench: Bench) -> dict[LatencyKey, Value]:
     """All values; what comes out at or below zero is measured again, blocks with more copies.
 
     Nets that were timed before are measured beside it, so that it is brought to the speed of the first measurement;
     what subtracts it follows from the new value.
     """
-    values = _solve(measured, timings)
+    values = solve(measured, timings)
     again = {r.key: _more_copies(r) for r in measured if values[r.key].median_ms <= SMALLEST_MS}
     if not again:
         return values
-    before = _skeletons(measured)
-    nets = dict.fromkeys([*before[:: math.ceil(len(before) / SETTLING_REFERENCES)], *_skeletons(again.values())])
+    before = skeletons_of(measured)
+    nets = dict.fromkeys([*before[:: math.ceil(len(before) / SETTLING_REFERENCES)], *skeletons_of(again.values())])
     later, _ = replace(bench, rounds=3 * bench.rounds).measure(list(nets), purpose="settling")
     speed = speed_of(timings, later)
     later = {net: found.scaled(speed) for net, found in later.items()}
     values = {}
     for recipe in measured:
         new = again.get(recipe.key)
-        values[recipe.key] = _difference(new or recipe, later if new else timings, values)
+        values[recipe.key] = difference(new or recipe, later if new else timings, values)
     return values
 
 
@@ -423,59 +329,3 @@ def _more_copies(recipe: Recipe) -> Recipe:
     stage = recipe.plus.stages[0]
     stage = stage.model_copy(update={"blocks": stage.blocks[:1] * (1 + copies)})
     return replace(recipe, plus=recipe.plus.model_copy(update={"stages": (stage,)}), copies=copies)
-
-
-def _split_pairs(found: list[Recipe], *, most: int) -> tuple[list[Recipe], list[Recipe]]:
-    """The recipes to measure, and the downsamplings to interpolate where a transition has more pairs than `most`."""
-    transitions: dict[tuple[str, tuple[int, int]], list[Recipe]] = {}
-    for recipe in found:
-        if recipe.key.part == "downsampling":
-            transitions.setdefault((recipe.key.spec, recipe.key.grid), []).append(recipe)
-    between: set[LatencyKey] = set()
-    for pairs in transitions.values():
-        if len(pairs) > most:
-            in_widths = _spread({recipe.key.in_channels for recipe in pairs}, int(most**0.5))
-            out_widths = _spread({recipe.key.out_channels for recipe in pairs}, int(most**0.5))
-            between |= {
-                recipe.key
-                for recipe in pairs
-                if recipe.key.in_channels not in in_widths or recipe.key.out_channels not in out_widths
-            }
-    return [r for r in found if r.key not in between], [r for r in found if r.key in between]
-
-
-def _spread(widths: set[int], count: int) -> set[int]:
-    """At most `count` of the widths, evenly spread, both ends among them."""
-    ascending = sorted(widths)
-    chosen = np.linspace(0, len(ascending) - 1, min(max(2, count), len(ascending))).round().astype(int)
-    return {ascending[index] for index in chosen}
-
-
-def _interpolate(
-    between: list[Recipe], measured: list[Recipe], values: dict[LatencyKey, _Value]
-) -> dict[LatencyKey, _Value]:
-    """Downsamplings between measured pairs of widths, each on the bilinear surface through its four neighbours.
-
-    One is settled where all that it lies between are.
-    """
-    found: dict[LatencyKey, _Value] = {}
-    for transition in dict.fromkeys((recipe.key.spec, recipe.key.grid) for recipe in between):
-        known = [r.key for r in measured if r.key.part == "downsampling" and (r.key.spec, r.key.grid) == transition]
-        axes = sorted({key.in_channels for key in known}), sorted({key.out_channels for key in known})
-        by_widths = {(key.in_channels, key.out_channels): values[key] for key in known}
-        surfaces = [
-            RegularGridInterpolator(axes, [[getattr(by_widths[a, b], field) for b in axes[1]] for a in axes[0]])
-            for field in ("median_ms", "below_ms", "above_ms", "error_ms")
-        ]
-        for key in (r.key for r in between if (r.key.spec, r.key.grid) == transition):
-            median, below, above, error = (float(surface((key.in_channels, key.out_channels))) for surface in surfaces)
-            around = itertools.product(_around(axes[0], key.in_channels), _around(axes[1], key.out_channels))
-            settled = all(by_widths[widths].settled for widths in around)
-            found[key] = _Value(median, below, above, error, runs=0, settled=settled, interpolated=True)
-    return found
-
-
-def _around(ascending: list[int], width: int) -> list[int]:
-    """The width itself, if it is one of these, or the two that it lies between."""
-    index = bisect_left(ascending, width)
-    return [width] if ascending[index] == width else ascending[index - 1 : index + 1]

@@ -159,7 +159,7 @@ class Journal:
             raise self._unwritable(error) from error
         if rounds := sum(measurement.rounds for measurement in self._kept):
             self.told(f"going on after {rounds} rounds that were measured before")
-        elif content:
+        elif not good and content:
             self.told("what was measured before is of another machine, runtime or protocol, and does not count")
 
     def tried(self, left_out: tuple[LeftOut, ...]) -> None:
@@ -240,6 +240,8 @@ class Journal:
         elif not self._kept or self._kept[-1].complete:
             raise ValueError("outside of a measurement")
         elif isinstance(line, _Ended):
+            if not self._kept[-1].rounds:
+                raise ValueError("the end of what was not begun")
             self._kept[-1].complete = True
         else:
             self._kept[-1].read(line)

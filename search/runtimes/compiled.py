@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from search.runtimes import register_runtime
 from search.runtimes.eager import TYPES, channels_last_noise, with_threads
 from supernet.schema import UserError
 
-COMPILERS = ("g++", "clang++", "cl")  # what torch.compile looks for, unless CXX names another
+COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # torch.compile's, unless CXX names another
 
 
 @register_runtime("compile")
@@ -31,11 +32,10 @@ class CompiledRuntime:
     precisions = tuple(TYPES)
 
     def __init__(self, *, threads: int, precision: str = "fp32") -> None:
-        compilers = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
-        if not any(map(shutil.which, compilers)):
+        if not shutil.which(compiler := os.environ.get("CXX", COMPILER)):
             raise UserError(
-                f"the runtime compile needs a C++ compiler, and there is no {' or '.join(compilers)} here (on Debian:"
-                " apt install g++)"
+                f"runtime compile: needs a C++ compiler, and there is no {compiler} here; install it (on Debian: apt"
+                " install g++), or name another in CXX"
             )
         self.threads, self.precision = threads, precision
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from torch import nn
 from search import bundle_script
 from search.bundle import PLAN, RESULTS, SCRIPT, Plan, read_bundle, write_bundle
 from search.bundle_script import BUILD, chunks_of, running
-from search.measure import machine, worst_disturbed
+from search.measure import machine
 from supernet.schema import UserError, load
 
 CHANNELS = (3, 5, 7)
@@ -406,14 +405,6 @@ def test_disturbed_rounds_are_measured_again_on_the_device_as_here(monkeypatch: 
     assert visits[0] == 12 * 10
     assert all(len(timing["samples_ms"]) == 8 for timing in found.values())
     assert max(ms for timing in found.values() for ms in timing["samples_ms"]) < 1.01
-
-
-def test_what_disturbs_a_round_is_judged_alike_on_the_device_and_here() -> None:
-    draw = np.random.default_rng(0)
-    for _ in range(50):
-        times_ms = draw.lognormal(0, 0.02, (draw.integers(8, 30), draw.integers(3, 12)))
-        times_ms[:, 0] *= draw.lognormal(0, draw.uniform(0, 0.2), len(times_ms))
-        assert bundle_script.worst_disturbed(times_ms) == worst_disturbed(times_ms)
 
 
 def test_rounds_that_are_still_disturbed_do_not_count_and_those_that_were_redone_are_told(tmp_path: Path) -> None:

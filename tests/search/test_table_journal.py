@@ -191,6 +191,25 @@ def test_rounds_of_another_table_do_not_count(
     assert rounds_in(path) == 0
 
 
+def test_a_journal_without_any_round_is_gone_on_with_in_silence(space: SearchSpace, tmp_path: Path) -> None:
+    path, told = tmp_path / "journal.jsonl", list[str]()
+    with pytest.raises(Stopped):
+        table(space, CountingDevice(stop_at=1), path)
+    assert rounds_in(path) == 0
+    table(space, CountingDevice(), path, told)
+    assert told == []
+
+
+def test_an_end_without_rounds_is_not_believed(space: SearchSpace, tmp_path: Path, calls_of_a_table: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    with pytest.raises(Stopped):
+        table(space, CountingDevice(stop_at=calls_of_a_table // 2), path)
+    found = path.read_text().splitlines()
+    begun = next(number for number, line in enumerate(found) if "nets" in json.loads(line))
+    path.write_text("\n".join([*found[: begun + 1], '{"ended": true}']) + "\n")
+    assert table(space, CountingDevice(), path).entries
+
+
 def damaged(line: dict[str, Any], **fields: Any) -> str:
     return json.dumps(line | fields)
 
@@ -236,7 +255,7 @@ def test_a_folder_that_cannot_be_written_is_said(space: SearchSpace, tmp_path: P
         table(space, CountingDevice(), tmp_path / "file" / "journal.jsonl")
 
 
-def test_the_generator_orders_alone(space: SearchSpace, tmp_path: Path) -> None:
+def test_a_journal_leaves_torchs_random_numbers_alone(space: SearchSpace, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     table(space, CountingDevice(), tmp_path / "journal.jsonl", most_seconds=0)
     assert torch.equal(torch.random.get_rng_state(), state)

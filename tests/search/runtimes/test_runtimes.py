@@ -133,7 +133,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
 def test_compiling_without_a_compiler_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and there is no g\+\+ or clang\+\+ or cl here"):
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and there is no (g|clang)\+\+ here"):
         runtime("compile", threads=1)
     monkeypatch.setenv("CXX", "my-compiler")
     with pytest.raises(UserError, match=r"there is no my-compiler here"):
