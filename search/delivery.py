@@ -104,15 +104,18 @@ def deliver(
     shortfall = None
     if (slowest.measured_ms or 0.0) < (1.0 - slack) * goal_ms:
         measured_ms, used_up = slowest.measured_ms or 0.0, len(rounds) == max_rounds
-        shortfall = f"{100 * (1 - measured_ms / budget_ms):.1f} % below the budget: {_above(rounds, goal_ms, used_up)}"
+        above = _above(rounds, goal_ms, asked_ms, used_up)
+        shortfall = f"{100 * (1 - measured_ms / budget_ms):.1f} % below the budget: {above}"
     return Delivery(
         budget_ms=budget_ms, architecture=fitting[slowest.digest], rounds=tuple(rounds), shortfall=shortfall
     )
 
 
-def _above(rounds: Sequence[DeliveryRound], goal_ms: float, used_up: bool) -> str:
-    """What a method has above the net that is delivered."""
+def _above(rounds: Sequence[DeliveryRound], goal_ms: float, asked_ms: float, used_up: bool) -> str:
+    """What a method gave above the net that is delivered, when last it was asked for nets of up to `asked_ms`."""
     too_slow = [ms for round_ in rounds if (ms := round_.measured_ms or 0.0) > goal_ms]
     if too_slow:
         return f"the next slower net that the method gave measures {min(too_slow):.4g} ms"
-    return f"there were no more than {len(rounds)} rounds" if used_up else "the method has no slower net"
+    if used_up:
+        return f"there were no more than {len(rounds)} rounds"
+    return f"the method gives no slower net that is predicted to take at most {asked_ms:.4g} ms"
