@@ -24,6 +24,7 @@ from experiments.retraining import retrain_model
 from experiments.run import Run
 from experiments.solving import Solver
 from search.bundle import PLAN, RESULTS
+from search.delivery import LESS
 from search.model_files import files_of, model_file, write_model
 from search.slimming import Unreachable
 from supernet import Architecture, UserError, cost
@@ -133,7 +134,7 @@ def _within_budget(run: Run, nets: DeliveredNets, solver: Solver, model: FoundMo
         measured_ms = latency.timing.median_ms
         run.screen.line(f"  {job.name}: measures {measured_ms:.4g} ms, over its {job.budget_ms:g} ms; slimming on")
         ratio = measured_ms / predicted_ms
-        ask_ms = min(job.budget_ms * (1 - run.experiment.search.margin) / ratio, predicted_ms * (1 - 1e-6))
+        ask_ms = min(job.budget_ms * (1 - run.experiment.search.margin) / ratio, predicted_ms * (1 - LESS))
         try:
             delivery = solver.deliver(job, ask_at_most_ms=ask_ms)
         except Unreachable as reason:

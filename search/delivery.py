@@ -9,6 +9,8 @@ from search.slimming import BudgetMissed, BudgetUnreachable, Unreachable, WalkEn
 from supernet import Architecture
 from supernet.schema import Record
 
+LESS = 1e-5  # of a prediction: so much less is asked for after a net that was too slow; solvers miss a limit by 1e-6
+
 
 class DeliveryRound(Record):
     """One try: the budget that was asked of the table, and what the whole net measured; null where nothing measures."""
@@ -92,7 +94,7 @@ def deliver(
             return Delivery(budget_ms=budget_ms, architecture=architecture, rounds=tuple(rounds))
         corrected_ms = goal_ms * predicted_ms / measured_ms
         if measured_ms > goal_ms:  # ask for less than this net in any case
-            ceiling_ms = min(ceiling_ms, predicted_ms * (1 - 1e-9))
+            ceiling_ms = min(ceiling_ms, predicted_ms * (1 - LESS))
         else:
             fitting[key] = architecture
             if measured_ms >= (1.0 - slack) * goal_ms:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from search import exact
 from search.contributions import Contributions
 from search.exact import Optimum, least, solve
 from search.limits import AnyLimit, Beyond, Limit, LimitsUnreachable, PartLimit
@@ -211,3 +212,36 @@ def test_nets_that_miss_a_limit_by_less_than_the_solver_sees_cost_none_that_keep
     assert found is not None
     assert found.percent == 93.0
     assert found.used["ms"] == one_thin
+
+
+def test_as_many_nets_as_miss_a_limit_by_less_than_the_solver_sees_cannot_keep_it_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All orders of the same eleven blocks take the same: a hair too much."""
+    stage = {"depth": 11, "width_channels": {"smallest": 32, "largest": 32}, "candidates": ["mb4d", "identity"]}
+    searched = SearchSpace.model_validate(
+        {"in_channels": 3, "resolution_px": (32, 32), "num_classes": 5, "stages": [stage]}, strict=False
+    )
+    lost = random.Random(0)
+    contributions = Contributions(
+        space_digest=searched.digest,
+        largest_percent=80.0,
+        widths=((0.0,),),
+        blocks=(tuple((0.0, lost.choice((-0.4, -0.5, -0.6))) for _ in range(11)),),
+    )
+    left_out: list[Architecture] = []
+    exclude = exact._Program.exclude
+
+    def counted(program: Any, architecture: Architecture) -> None:
+        left_out.append(architecture)
+        exclude(program, architecture)
+
+    monkeypatch.setattr(exact._Program, "exclude", counted)
+    limit = Limit("ms", lambda key: 0.1 if key.part == "block" else 0.0, 0.5 * (1 - 1e-9))
+    found = solve(searched, contributions, [limit])
+    assert found.used["ms"] == pytest.approx(0.4)
+    assert found.percent == pytest.approx(found.bound_percent)
+    kept = sorted((-row[1] for row in contributions.blocks[0]), reverse=True)[:4]  # the four that cost most to drop
+    assert found.percent == pytest.approx(80.0 - sum(-row[1] for row in contributions.blocks[0]) + sum(kept))
+    assert len(left_out) <= exact.TRIES
+    assert all(limit.used(net) > limit.at_most for net in left_out)
