@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -68,6 +68,13 @@ class Manifest(Record):
     begun: dict[str, BegunStage] = Field(default_factory=dict)
 
 
+StageSettings = Callable[[str, Experiment], object]  # what a stage depends on, by its name
+
+
+def _everything(stage: str, experiment: Experiment) -> object:
+    return experiment
+
+
 class RunFolder:
     """One experiment's folder: `config.json`, `manifest.json` and the stages' files."""
 
@@ -89,19 +96,20 @@ class RunFolder:
         """What has been finished so far."""
         return load(Manifest, self.path / "manifest.json")
 
-    def claim(self, experiment: Experiment, *, redo: bool) -> None:
+    def claim(self, experiment: Experiment, *, redo: bool, settings: StageSettings = _everything) -> None:
         """Make the folder this experiment's, or check that it is already. Raises as `check` does."""
-        self.check(experiment, redo=redo)
+        self.check(experiment, redo=redo, settings=settings)
         if not self.exists:
             save(Manifest(experiment=experiment.name), self.path / "manifest.json")
             save(experiment, self.path / "config.json")  # last: its presence says that the folder is a run
         elif self.config != experiment:
             save(experiment, self.path / "config.json")
 
-    def check(self, experiment: Experiment, *, redo: bool) -> None:
+    def check(self, experiment: Experiment, *, redo: bool, settings: StageSettings = _everything) -> None:
         """Raise `UserError` for a folder that cannot be this experiment's.
 
-        That is one with other files, of another experiment, or, without `redo`, of the same with other settings.
+        That is one with other files, of another experiment, or, without `redo`, of the same where a stage that is
+        finished or begun had other `settings`, which are all fields unless a function says which a stage depends on.
         """
         if not self.exists:
             if self.path.is_dir() and any(entry.name not in (LOCK, "manifest.json") for entry in self.path.iterdir()):
@@ -115,7 +123,9 @@ class RunFolder:
             )
         changed = self.changed_settings(experiment)
         manifest = self.manifest
-        if changed and not redo and (manifest.stages or manifest.begun):
+        before, after = _without_place(there), _without_place(experiment)
+        touched = any(settings(name, before) != settings(name, after) for name in (*manifest.stages, *manifest.begun))
+        if touched and not redo:
             raise UserError(
                 f"{self.path}: holds this experiment with other settings: {', '.join(changed)}; name another folder"
                 " with --out, or add --redo to do again the stages that they touch"

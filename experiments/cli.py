@@ -61,7 +61,7 @@ def run_command(
     from experiments.plan import print_plan
     from experiments.plugins import import_plugins
     from experiments.run import Run
-    from experiments.stages import stage_named
+    from experiments.stages import stage_named, stage_settings
     from experiments.summary import print_summary
     from train.data import count_images
 
@@ -74,11 +74,11 @@ def run_command(
         print_plan(described, folder, screen)
         return
     count_images(described.data)  # quick, and said before images are decoded
-    folder.check(described, redo=redo)
+    folder.check(described, redo=redo, settings=stage_settings)
     run = Run(described, folder, screen, command=command_line(), plugins=plugin or ())
     check_ahead(run, up_to(until), redo=redo)
     with folder.locked():
-        folder.claim(described, redo=redo)
+        folder.claim(described, redo=redo, settings=stage_settings)
         run_stages(run, until=until)
         if until is None or until == "report":
             print_summary(run.path, screen)
@@ -120,17 +120,17 @@ def _run_stage(
     from experiments.pipeline import check_ahead, check_startable, run_stage
     from experiments.plugins import import_plugins
     from experiments.run import Run
-    from experiments.stages import stage_named
+    from experiments.stages import stage_named, stage_settings
 
     import_plugins(plugin or [])
     described, folder = opened(experiment, out, tuple(override or ()))
     stage = stage_named(name)
     check_startable(stage, described, folder)
-    folder.check(described, redo=redo)
+    folder.check(described, redo=redo, settings=stage_settings)
     run = Run(described, folder, Screen(), command=command_line(), plugins=plugin or ())
     check_ahead(run, (stage,), redo=redo)
     with folder.locked():
-        folder.claim(described, redo=redo)
+        folder.claim(described, redo=redo, settings=stage_settings)
         run_stage(run, stage, redo=redo)
 
 

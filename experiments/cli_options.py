@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from experiments.artifacts import RunFolder
     from experiments.experiment import Experiment
 
-ExperimentArgument = Annotated[Path, typer.Argument(help="An experiment's YAML file, or the folder of a run.")]
+
+def there(path: Path) -> Path:
+    """A mistyped name is answered at once: before torch is loaded, which takes seconds."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path
+
+
+ExperimentArgument = Annotated[
+    Path, typer.Argument(help="An experiment's YAML file, or the folder of a run.", callback=there)
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run folder (default: runs/NAME).")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=5; may be repeated.")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 # As in cli.py: everything that needs torch is imported inside the commands.
-from experiments.cli_options import PluginOption, SetOption, command_line, opened
+from experiments.cli_options import PluginOption, SetOption, command_line, opened, there
 
 
 class ExportLayout(str, Enum):
@@ -185,7 +185,7 @@ def audit(
 
 
 def study(
-    study: Annotated[Path, typer.Argument(help="A study's YAML file.")],
+    study: Annotated[Path, typer.Argument(help="A study's YAML file.", callback=there)],
     out: Annotated[Path | None, typer.Option("--out", help="The study's folder (default: runs/NAME).")] = None,
     override: SetOption = None,
     report: Annotated[bool, typer.Option("--report", help="Only write records and figures of what is done.")] = False,

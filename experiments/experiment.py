@@ -157,6 +157,9 @@ class SearchConfig(Record):
     def _one_kind_of_budget(self) -> SearchConfig:
         if bool(self.budgets_ms) == bool(self.budgets_of_largest):
             raise ValueError("give either budgets_ms or budgets_of_largest, with at least one budget")
+        named = {f"{budget_ms:g}" for budget_ms in self.budgets_ms or ()}
+        if len(named) < len(set(self.budgets_ms or ())):
+            raise ValueError("budgets_ms: two are the same in six digits, by which their files are named")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("methods: each at most once")
         if len(set(self.further_importances)) < len(self.further_importances):
@@ -246,7 +249,7 @@ def overridden(experiment: Experiment, overrides: Sequence[str], *, source: str)
     """An experiment with dotted fields set otherwise. Raises `UserError` with one line that begins with `source`."""
     data = experiment.model_dump(mode="json")
     for override in overrides:
-        _override(data, override)
+        _override(data, override, where=f"{source}: {override}")
     return parse(Experiment, data, source=source)
 
 
@@ -256,38 +259,38 @@ def load_overridden(record: type[RecordT], path: Path, overrides: tuple[str, ...
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
     for override in overrides:
-        _override(data, override)
+        _override(data, override, where=f"--set {override}")
     return parse(record, data, source=" ".join([str(path), *(f"--set {override}" for override in overrides)]))
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def _override(data: dict[str, Any], override: str, *, where: str) -> None:
     """Set one dotted field (list items count from 1); its value is read as YAML, so 5, true and [a, b] have types."""
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise UserError(f"--set {override}: expected FIELD=VALUE, such as train.epochs=5")
+        raise UserError(f"{where}: expected FIELD=VALUE, such as train.epochs=5")
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError):  # YAML reads 2026-02-30 as a date, and finds that there is none
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
+        raise UserError(f"{where}: the value is not valid YAML") from None
     *sections, field = name.split(".")
     place: Any = data
     for section in sections:
-        place = place[int(section) - 1] if _is_index(place, section) else _section(place, section, override)
+        place = place[int(section) - 1] if _is_index(place, section) else _section(place, section, where=where)
     if _is_index(place, field):
         place[int(field) - 1] = value
     elif isinstance(place, dict):
         place[field] = value
     else:
-        raise UserError(f"--set {override}: {'.'.join(sections)} has no fields")
+        raise UserError(f"{where}: {'.'.join(sections)} has no fields")
 
 
 def _is_index(place: object, part: str) -> bool:
     return isinstance(place, list) and part.isdigit() and 0 < int(part) <= len(place)
 
 
-def _section(place: object, section: str, override: str) -> object:
+def _section(place: object, section: str, *, where: str) -> object:
     if not isinstance(place, dict):
-        raise UserError(f"--set {override}: there is nothing named {section} there")
+        raise UserError(f"{where}: there is nothing named {section} there")
     if place.get(section) is None:
         place[section] = {}
     return place[section]

@@ -45,7 +45,7 @@ from search.table_building import build_table
 from search.table_journal import Journal
 from supernet import Architecture, Supernet, cost
 from supernet.onnx_export import OnnxModel
-from supernet.schema import UserError, save
+from supernet.schema import UserError, plain, save
 from train.distillation import teacher_files
 from train.evaluation import accuracy
 from train.loop import checkpoint_path, metrics_path
@@ -382,6 +382,13 @@ def stage_named(name: str) -> Stage:
         if stage.name == name:
             return stage
     raise UserError(f"unknown stage {name!r} (known: {', '.join(stage.name for stage in STAGES)})")
+
+
+def stage_settings(name: str, experiment: Experiment) -> dict[str, Any]:
+    """The settings of an experiment that a stage depends on. Raises `UserError` for an unknown one."""
+    stage = stage_named(name)
+    classes = {"data.num_classes": experiment.data.num_classes} if stage.builds else {}
+    return stage.settings(plain(experiment)) | classes
 
 
 def clear_checkpoint(stage: str, folder: Path) -> None:

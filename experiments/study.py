@@ -10,11 +10,19 @@ from pydantic import Field, field_validator, model_validator
 
 from experiments.artifacts import RunFolder
 from experiments.console import Screen
-from experiments.experiment import Fraction, Method, Milliseconds, Positive, load_experiment, load_overridden
+from experiments.experiment import (
+    Experiment,
+    Fraction,
+    Method,
+    Milliseconds,
+    Positive,
+    load_experiment,
+    load_overridden,
+)
 from experiments.external_nets import ExternalName
 from experiments.run import Run
-from experiments.stages import stage_named
-from supernet.schema import Record, UserError, plain
+from experiments.stages import stage_settings
+from supernet.schema import Record, UserError, parse, plain
 from train.retraining import RetrainConfig
 
 Seed = Annotated[int, Field(ge=0)]
@@ -142,16 +150,17 @@ def studied_run(study: Study, screen: Screen, *, command: str, plugins: Sequence
     for name in NEEDED:
         if name not in finished:
             raise UserError(f"run: {study.run} has no {name} yet; slimformer {name} {study.run} makes it")
-        settings = stage_named(name).settings
-        asked, there = settings(plain(experiment)), settings(plain(folder.config))
+        asked, there = stage_settings(name, experiment), stage_settings(name, folder.config)
         changed = [field for field in asked if asked[field] != there[field]]
         if changed:
             raise UserError(
                 f"run: {study.run} has a {name} of other settings than {study.experiment} ({', '.join(changed)})"
             )
         folder.check_artifacts(name)
-    fields = {"device": study.device, "threads": study.threads, "processes": study.processes, "train": study.train}
-    return Run(experiment.model_copy(update=fields), folder, screen, command=command, plugins=plugins)
+    fields = {"device": study.device, "threads": study.threads, "processes": study.processes}
+    data = plain(experiment) | fields | {"train": plain(study.train)}
+    studied = parse(Experiment, data, source=f"study {study.name!r}")
+    return Run(studied, folder, screen, command=command, plugins=plugins)
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:

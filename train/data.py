@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from supernet.schema import Record, UserError
@@ -205,6 +204,8 @@ def _open_digits(config: DataConfig) -> tuple[Split, Split, tuple[str, ...]]:
     """The 1,797 digits of scikit-learn (8x8, 16 levels), scaled bilinearly; a fifth of each class are test images."""
     if config.in_memory is False:
         raise UserError("data.in_memory: the embedded digits are always in memory (got False)")
+    from sklearn.datasets import load_digits  # takes a second, which runs on other images need not wait for
+
     digits = load_digits()
     pixels_N1HW = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
     labels = torch.from_numpy(digits.target).long()

@@ -18,6 +18,7 @@ from experiments.artifacts import (
     sha256,
 )
 from experiments.experiment import Experiment, load_experiment
+from experiments.stages import stage_settings
 from supernet.schema import UserError
 
 ENVIRONMENT = environment(threads=1, command="slimformer run tiny.yaml")
@@ -102,6 +103,20 @@ def test_other_settings_are_refused_with_the_fields_and_nothing_is_lost(
     folder.claim(other, redo=True)
     assert folder.config == other
     assert folder.check_artifacts("table")  # what is finished stays
+
+
+def test_settings_may_change_that_no_finished_or_begun_stage_depends_on(
+    folder: RunFolder, tiny: Callable[..., Path]
+) -> None:
+    assert list(folder.manifest.stages) == ["table"]
+    other = experiment(tiny(), "train.epochs=7", "search.margin=0.1")
+    folder.claim(other, redo=False, settings=stage_settings)
+    assert folder.config == other
+    with pytest.raises(UserError, match=r"table\.rounds \(2 there, 5 here\)"):
+        folder.claim(experiment(tiny(), "table.rounds=5"), redo=False, settings=stage_settings)
+    folder.begin("retrain", BegunStage(key="key", seconds=0.0))
+    with pytest.raises(UserError, match=r"train\.epochs \(7 there, 2 here\)"):
+        folder.claim(experiment(tiny(), "search.margin=0.1"), redo=False, settings=stage_settings)
 
 
 def test_settings_may_change_while_nothing_has_begun(tmp_path: Path, tiny: Callable[..., Path]) -> None:

@@ -117,6 +117,10 @@ def test_later_overrides_win_and_others_are_kept(tiny: Callable[..., Path]) -> N
         ("search.methods=[]", ("search.methods: ", "at least 1 item")),
         ("search.budgets_ms=[2.0]", ("search: give either budgets_ms or budgets_of_largest",)),
         ("search.budgets_of_largest=null", ("search: give either budgets_ms or budgets_of_largest",)),
+        (
+            "search={budgets_ms: [0.06, 0.06000001]}",
+            ("search: budgets_ms: two are the same in six digits, by which their files are named",),
+        ),
         ("search.budgets_of_largest=[1.5]", ("search.budgets_of_largest.1: ", "less than 1", "got 1.5")),
         ("table.audit_nets=3", ("table.audit_nets: ", "greater than or equal to 4", "got 3")),
         ("device=tpu", ("device: ", "'auto', 'cpu' or 'cuda'", "got 'tpu'")),
