@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -146,13 +147,20 @@ def recognized(tensors: Mapping[str, Tensor], *, source: str = "the state dict")
     sizes = {name: tensor.numel() for name, tensor in _cleaned(tensors).items()}
     count = len({re.sub(r"\.(query|key|value)\.", ".qkv.", name) for name in sizes})
     for name in list_models():
-        with torch.device("meta"):
-            model = MetaFormer(published_architecture(name))
-        body = {ours: tensor.numel() for ours, tensor in model.state_dict().items() if _is_body(ours)}
-        for names in (table(model) for table in LAYOUTS.values()):
-            if count <= len(names) and all(sizes.get(names[ours]) == size for ours, size in body.items()):
+        for theirs, body in _bodies(name):
+            if count <= theirs and all(sizes.get(tensor) == size for tensor, size in body.items()):
                 return name
     raise UserError(f"{source}: no published model has these tensors; say --model NAME, or --model ARCHITECTURE.yaml")
+
+
+@cache
+def _bodies(name: str) -> tuple[tuple[int, dict[str, int]], ...]:
+    """Of a published model in every layout: how many tensors it has, and the sizes of those in its body."""
+    with torch.device("meta"):
+        model = MetaFormer(published_architecture(name))
+    sizes = {ours: tensor.numel() for ours, tensor in model.state_dict().items() if _is_body(ours)}
+    tables = [table(model) for table in LAYOUTS.values()]
+    return tuple((len(names), {names[ours]: size for ours, size in sizes.items()}) for names in tables)
 
 
 def sized_as(name: str, tensors: Mapping[str, Tensor]) -> Architecture:

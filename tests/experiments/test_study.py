@@ -96,6 +96,14 @@ def trained_nets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return begun
 
 
+@pytest.fixture
+def scored(ranked: Any, tmp_path: Path) -> Path:
+    """The folder of a rank study in which nothing is trained yet, but every score is there, which takes seconds."""
+    out = tmp_path / "out"
+    shutil.copytree(ranked[0], out, ignore=shutil.ignore_patterns("trained", "rank_study.*"))
+    return out
+
+
 def record(folder: Path, name: str) -> Any:
     """A record without what is timed."""
     data = json.loads((folder / name).read_text())
@@ -168,9 +176,9 @@ def test_an_ablation_ranks_the_same_nets_by_supernets_trained_otherwise(
 
 
 def test_an_interrupted_study_leaves_a_valid_record_and_ends_in_the_same_one(
-    ranked: Any, write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+    ranked: Any, scored: Path, write: WriteStudy, slimformer: Slimformer, trained_nets: list[tuple[str, int]]
 ) -> None:
-    path, parts = write(rank=RANK), tmp_path / "parts"
+    path, parts = write(rank=RANK), scored
     watched = studying.train_net
 
     def interrupted(run: Any, task: Any, progress: Any) -> None:
@@ -195,15 +203,15 @@ def test_an_interrupted_study_leaves_a_valid_record_and_ends_in_the_same_one(
 
 
 def test_two_processes_give_the_accuracies_of_one(
-    ranked: Any, write: WriteStudy, slimformer: Slimformer, tmp_path: Path
+    ranked: Any, scored: Path, write: WriteStudy, slimformer: Slimformer
 ) -> None:
-    out, at_once = tmp_path / "out", ("--set", "threads=2", "--set", "processes=2")  # a thread a training, as with one
-    outcome = slimformer("study", write(rank={"architectures": 5}), "--out", out, *at_once)
+    at_once = ("--set", "threads=2", "--set", "processes=2")  # a thread a training, as with one
+    outcome = slimformer("study", write(rank={"architectures": 5}), "--out", scored, *at_once)
     assert outcome.code == 0, outcome.err
     assert "5 of 5: " in outcome.out
-    found, expected = (record(folder, "rank_study.json")["architectures"] for folder in (out, ranked[0]))
+    found, expected = (record(folder, "rank_study.json")["architectures"] for folder in (scored, ranked[0]))
     accuracies = [{net["digest"]: net["accuracy_percent"]["0"] for net in nets} for nets in (found, expected)]
-    assert accuracies[0] == accuracies[1]  # the scores were taken on other threads
+    assert accuracies[0] == accuracies[1]
 
 
 def test_a_training_that_diverges_is_named_and_left_out_and_the_others_go_on(
@@ -243,13 +251,13 @@ def test_a_training_that_diverges_is_named_and_left_out_and_the_others_go_on(
 
 
 def test_trainings_that_diverge_in_processes_do_not_end_a_study(
-    write: WriteStudy, slimformer: Slimformer, tmp_path: Path
+    scored: Path, write: WriteStudy, slimformer: Slimformer
 ) -> None:
-    out, at_once = tmp_path / "out", ("--set", "threads=2", "--set", "processes=2")
+    at_once = ("--set", "threads=2", "--set", "processes=2")
     path = write(rank={"architectures": 5}, train=RECIPE | {"learning_rate": 1e30})
-    outcome = slimformer("study", path, "--out", out, *at_once)
+    outcome = slimformer("study", path, "--out", scored, *at_once)
     assert outcome.code == 0, outcome.err
-    found = record(out, "rank_study.json")
+    found = record(scored, "rank_study.json")
     assert (found["trainings"], found["missing"], len(found["failed"])) == (5, 0, 5)
     assert {net["digest"] for net in found["architectures"]} == {failure["name"] for failure in found["failed"]}
     assert found["scorers"] == []
@@ -301,9 +309,9 @@ def test_scores_of_another_runnable_space_are_kept_apart(ranked: Any, write: Wri
 
 
 def test_a_comparison_delivers_and_trains_what_is_shared_once(
-    write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+    scored: Path, write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
 ) -> None:
-    out = tmp_path / "out"
+    out = scored
     outcome = slimformer("study", write(rank={"architectures": 5}, compare=COMPARE), "--out", out)
     assert outcome.code == 0, outcome.err
     found = record(out, "study.json")
@@ -479,6 +487,8 @@ def test_a_report_of_what_is_done_trains_nothing(
             "alphas images that all supernets are scored on",
         ),
         ({"rank": RANK | {"variants": {"x": ["supernet.mixin=soft"]}}}, "rank.variants.x: supernet.mixin: unknown key"),
+        ({"rank": RANK | {"variants": {"x": ["supernet.mixing"]}}}, "rank.variants.x: supernet.mixing: expected FIELD"),
+        ({"rank": RANK, "train": RECIPE | {"distillation": {"teacher": "x.pth"}}}, "study 'small': train.distillation"),
         ({"rank": RANK | {"variants": {"a/b": ["supernet.epochs=1"]}}}, "rank.variants.a/b"),
         ({"compare": COMPARE | {"budgets_ms": [0.1]}}, "give either budgets_ms or budgets_of_largest"),
         ({"compare": COMPARE | {"methods": ["exact", "exact"]}}, "methods: each at most once"),
