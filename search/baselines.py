@@ -8,16 +8,15 @@ from search.slimming import BudgetUnreachable, Latencies, check_reachable
 from supernet import Architecture, SearchSpace
 
 
-def uniform_scaling(space: SearchSpace, *, table: Latencies, budget_ms: float, factors: int = 401) -> Architecture:
+def uniform_scaling(space: SearchSpace, *, table: Latencies, budget_ms: float) -> Architecture:
     """The slowest uniformly scaled architecture within the budget: one factor for depths, widths and token blocks.
 
-    `factors` values from 0 to 1 are tried. Raises `BudgetUnreachable` if even the fastest of them is too slow.
+    Raises `BudgetUnreachable` if even the fastest of them is too slow.
     """
-    candidates = (space.scaled(index / (factors - 1)) for index in range(factors))
-    scaled = {architecture.digest: architecture for architecture in candidates}
-    within = [(ms, a) for ms, a in ((table.latency_ms(a), a) for a in scaled.values()) if ms <= budget_ms]
+    scaled = [(table.latency_ms(architecture), architecture) for architecture in space.uniformly_scaled]
+    within = [(ms, architecture) for ms, architecture in scaled if ms <= budget_ms]
     if not within:
-        least_ms = min(table.latency_ms(architecture) for architecture in scaled.values())
+        least_ms = min(ms for ms, _ in scaled)
         raise BudgetUnreachable(budget_ms, least_ms, of="the fastest uniformly scaled architecture")
     return max(within, key=lambda pair: pair[0])[1]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -287,6 +288,12 @@ class SearchSpace(SpaceShape):
             skippable = any(candidate.is_identity for candidate in stage.candidates)
             filled += [position < keep or not skippable for position in range(stage.depth)]
         return self._with_tokens(tuple(widths), filled, tokens=round(depth * self.token_suffix))
+
+    @cached_property
+    def uniformly_scaled(self) -> tuple[Architecture, ...]:
+        """The distinct architectures that `scaled` gives for 401 factors from 0 to 1, from the smallest on."""
+        every = (self.scaled(step / 400) for step in range(401))
+        return tuple({architecture.digest: architecture for architecture in every}.values())
 
     def _with_tokens(self, widths: tuple[int, ...], filled: list[bool], *, tokens: int) -> Architecture:
         """Fill positions with map blocks, the last `tokens` of the net with token blocks."""
