@@ -170,6 +170,12 @@ def _virtual_time() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a report takes two seconds: the finished run has it drawn, and tests/analysis draws every state of it."""
+    monkeypatch.setattr("analysis.figure_style._drawn", lambda figure, *, salt: "<svg></svg>")
+
+
 @pytest.fixture
 def device() -> Iterator[VirtualDevice]:
     """The virtual device, as fast as ever, before any call."""
