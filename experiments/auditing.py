@@ -115,7 +115,13 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
     alone = None
     if parts is not None:
         with run.screen.bar("measuring parts alone") as advance:
-            ms = isolated_ms(parts, rounds=isolated_rounds, generator=generator, progress=counted(advance))
+            ms = isolated_ms(
+                parts,
+                rounds=isolated_rounds,
+                threads=run.runtime.threads,
+                generator=generator,
+                progress=counted(advance),
+            )
         alone = {key: one / slowdown for key, one in ms.items()}
     lines = _by_lines(fitted, pairs, alone)
     halves = [abs(pair.remeasured_ms / pair.measured_ms - 1) for pair in pairs]

@@ -84,11 +84,15 @@ def read_table_bundle(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing
         )
     if plan.plugins != _plugins(run):
         raise UserError(f"{directory}: was written with other plugins, or before they were edited; write it again")
+    largest = max(net.input_shape[2:] for net in plan.nets)
+    if largest != run.space.resolution_px:  # whole nets are in every plan
+        sizes = ["x".join(map(str, size)) for size in (largest, run.space.resolution_px)]
+        raise UserError(f"{directory}: was written for {sizes[0]} pixels, but the experiment has {sizes[1]}")
     space = without_refused(run.space, plan.left_out)
     nets = _table_nets(run, space)
     if {net.name for net in plan.nets} != nets.keys():
         raise UserError(
-            f"{directory}: was written for another space, resolution or set of audit nets; write it again:"
+            f"{directory}: was written for another space or set of audit nets; write it again:"
             " slimformer table EXPERIMENT.yaml --bundle DIR"
         )
     left_out = plan.left_out
@@ -112,6 +116,7 @@ def read_table_bundle(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing
             nets=len(nets),
             seed=plan.seed,
             redone=bundle.rounds.redone,
+            dropped=bundle.rounds.dropped,
             most_redone=most_redone(plan.protocol.rounds),
             drift=(round(bundle.rounds.fastest, 4), round(bundle.rounds.slowest, 4)),
         ),

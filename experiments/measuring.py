@@ -13,10 +13,10 @@ from experiments.console import Screen, counted
 from experiments.run import AUDIT
 from search.correction import Correction
 from search.latency_audit import LatencyAudit
-from search.latency_table import LatencyTable, UnmeasuredBlock
+from search.latency_table import LatencyTable
 from search.measure import Net, Timing, machine, measure
 from search.model_files import SUFFIXES, file_suffix, input_shape
-from search.net_building import CannotBuild, answered, module_of, named
+from search.net_building import CannotBuild, module_of, named, runnable
 from search.runtimes import FileRuntime, Runtime
 from supernet import Architecture, UserError, list_models, published_architecture
 from supernet.schema import Record, nearest
@@ -86,7 +86,7 @@ def measurable(model: str, *, resolution_px: int | None) -> Measurable:
 
     def build(runtime: Runtime, batch_size: int) -> Net:
         module, shape = module_of(architecture), (batch_size, *architecture.input_shape)
-        return answered(model, named(runtime), shape, lambda: runtime.build(module, shape))
+        return runnable(model, named(runtime), shape, lambda: runtime.build(module, shape))
 
     return Measurable(model, build, architecture)
 
@@ -102,7 +102,7 @@ def _file(runtime: Runtime, path: Path, batch_size: int) -> Net:
     if len(shape) != 4 or len(sides) != 3:
         raise UserError(f"{path}: its input is {list(shape)}, not images of one size")
     wanted = (batch_size, *sides)
-    return answered(str(path), named(runtime), wanted, lambda: runtime.load(path, wanted))
+    return runnable(str(path), named(runtime), wanted, lambda: runtime.load(path, wanted))
 
 
 def table_at(path: Path) -> LatencyTable:
@@ -173,18 +173,27 @@ def measured(
         screen.line(f"  warning: {reason}")
     with screen.bar("measuring") as advance:
         timings = measure(
-            nets, rounds=rounds, warmup=5, generator=generator_for(0, "measure models"), progress=counted(advance)
+            nets,
+            rounds=rounds,
+            warmup=5,
+            generator=generator_for(0, "measure models"),
+            threads=runtime.threads,
+            progress=counted(advance),
         )
-    return [_result(model, timings[model.name], table) for model in models if model.name in timings]
+    return [_result(model, timings[model.name], table, screen) for model in models if model.name in timings]
 
 
-def _result(model: Measurable, timing: Timing, table: LatencyTable | None) -> MeasuredModel:
+def _result(model: Measurable, timing: Timing, table: LatencyTable | None, screen: Screen) -> MeasuredModel:
     predicted_ms = error_ms = None
-    if table is not None and model.architecture is not None:
+    if table is not None:
         try:
-            predicted_ms, error_ms = table.latency_ms(model.architecture), table.standard_error_ms(model.architecture)
-        except UnmeasuredBlock:
-            predicted_ms = error_ms = None
+            architecture = _predictable(model, table)
+            predicted_ms, error_ms = table.latency_ms(architecture), table.standard_error_ms(architecture)
+        except UserError as reason:
+            screen.line(f"  no prediction of {model.name}: {reason}")
+        else:
+            if count := table.parts_between(architecture):
+                screen.line(f"  {model.name}: {count} of the parts of its prediction lie between measured ones")
     return MeasuredModel(
         name=model.name,
         median_ms=timing.median_ms,
@@ -194,6 +203,16 @@ def _result(model: Measurable, timing: Timing, table: LatencyTable | None) -> Me
         predicted_ms=predicted_ms,
         predicted_error_ms=error_ms if error_ms is not None and math.isfinite(error_ms) else None,
     )
+
+
+def _predictable(model: Measurable, table: LatencyTable) -> Architecture:
+    """The architecture of a model that a table may know. Raises `UserError` with the reason why it cannot."""
+    if model.architecture is None:
+        raise UserError("a file does not say of what parts it is made; name its architecture")
+    if model.architecture.resolution_px != table.resolution_px:
+        here, there = _size(model.architecture.resolution_px), _size(table.resolution_px)
+        raise UserError(f"the table is of {there} pixels, and the model of {here}")
+    return model.architecture
 
 
 def rows_of(results: Sequence[MeasuredModel]) -> list[list[str]]:

@@ -131,6 +131,9 @@ class Run:
         written = self.folder.manifest.stages["table"].artifacts
         (name,) = (name for name in written if name != AUDIT)
         table = LatencyTable.load(self.path / name)
+        if table.resolution_px != self.space.resolution_px:
+            there, here = ("x".join(map(str, size)) for size in (table.resolution_px, self.space.resolution_px))
+            raise UserError(f"{self.path / name}: is of {there} pixels, but the experiment has {here}")
         if not self.elsewhere:
             there, here = (f"{one.name} {one.version}" for one in (table.runtime, self.runtime))
             changed = [] if there == here else [f"with {there}, but here is {here}"]
@@ -169,7 +172,14 @@ class Run:
         """
         every = dict[Architecture | Key, Net]([*nets.items(), *references.items()])
         with self.screen.bar(what) as advance:
-            timings = measure(every, rounds=rounds, warmup=warmup, generator=generator, progress=counted(advance))
+            timings = measure(
+                every,
+                rounds=rounds,
+                warmup=warmup,
+                generator=generator,
+                threads=self.runtime.threads,
+                progress=counted(advance),
+            )
         return {key: timings[key] for key in nets}, self.audit.slowdown({net: timings[net] for net in references})
 
     def measure_nets(

@@ -116,6 +116,7 @@ class Bench:
             progress=tally.a_round_of(len(chunk)),
             seen=seen.append,
             log=log,
+            threads=self.runtime.threads,
         )
         log.end()
         return found, seen.pop()

@@ -19,7 +19,6 @@ from torch import nn
 
 import search.bundle_script
 from search.bench import speed_of
-from search.bundle_script import worst_disturbed
 from search.latency_table import LeftOut, RuntimeName
 from search.measure import (
     RETAKES,
@@ -33,6 +32,7 @@ from search.measure import (
     Timing,
     rounds_of,
     timings_of,
+    undisturbed,
 )
 from search.model_files import (
     ModelFile,
@@ -298,20 +298,14 @@ def _timings(results: Results) -> tuple[dict[str, Timing], Rounds]:
     timings: dict[str, Timing] = {}
     rounds = Rounds()
     for chunk in results.chunks:
-        times_ms = _undisturbed(np.array([net.samples_ms for net in chunk.values()]))
+        all_ms = np.array([net.samples_ms for net in chunk.values()])
+        times_ms = all_ms[:, undisturbed(all_ms)]
+        done = times_ms.shape[1]
         runs = [net.calls for net in chunk.values()]
         found = dict(zip(chunk, timings_of(times_ms, runs=runs), strict=True))
         speed = speed_of(timings, found)
-        rounds = rounds.joined(rounds_of(times_ms, done=times_ms.shape[1], redone=0), speed=speed)
+        of_chunk = rounds_of(times_ms, done=done, redone=0, dropped=all_ms.shape[1] - done)
+        rounds = rounds.joined(of_chunk, speed=speed)
         for name, timing in found.items():
             timings.setdefault(name, timing.scaled(speed))
     return timings, replace(rounds, redone=results.redone)
-
-
-def _undisturbed(times_ms: np.ndarray) -> np.ndarray:
-    """The rounds without those that were disturbed and not measured again, which are half of them at most."""
-    for _ in range(times_ms.shape[1] // 2):
-        if (worst := worst_disturbed(times_ms)) is None:
-            break
-        times_ms = np.delete(times_ms, worst, axis=1)
-    return times_ms

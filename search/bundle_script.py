@@ -332,6 +332,15 @@ def differences(before: dict[str, Any], now: dict[str, Any], name: str) -> list[
     return [f"another {name} ({field} {there.get(field)!r}, now {here[field]!r})" for field in fields]
 
 
+def json_of(content: bytes, name: str, remedy: str) -> dict[str, Any]:
+    """What a file of the bundle holds; one that was cut short ends the script with what to do."""
+    try:
+        data: dict[str, Any] = json.loads(content)
+    except ValueError:
+        sys.exit(f"{name}: is not JSON, or was cut short; {remedy}")
+    return data
+
+
 def begun_results(content: bytes, runtime: str, results_path: Path) -> dict[str, Any]:
     """What results.json holds already, of this very plan, runtime and machine, or nothing yet."""
     results: dict[str, Any] = {
@@ -345,7 +354,7 @@ def begun_results(content: bytes, runtime: str, results_path: Path) -> dict[str,
         "refused": {},
     }
     if results_path.exists():
-        before = json.loads(results_path.read_text())
+        before = json_of(results_path.read_bytes(), "results.json", "move it away, and all is measured again")
         differ = [what for name in ("plan", "runtime", "machine") for what in differences(before, results, name)]
         if differ:
             sys.exit(f"results.json is there already, of {', '.join(differ)}: move it away first")
@@ -377,7 +386,7 @@ def measure_plan(folder: Path, chunk_bytes: float) -> None:
     if not (folder / "plan.json").is_file():
         sys.exit(f"{folder}: holds no plan.json; copy the whole bundle, or name models: python measure.py a.onnx")
     content, results_path = (folder / "plan.json").read_bytes(), folder / "results.json"
-    plan = json.loads(content)
+    plan = json_of(content, "plan.json", "copy the bundle again")
     check_installed(plan["runtime"])
     results = begun_results(content, plan["runtime"], results_path)
     refused, nets = results["refused"], plan["nets"]
@@ -449,6 +458,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30, help="for models")
     parser.add_argument("--most-mb", type=float, help="of nets that are loaded at once")
     words = parser.parse_args()
+    if words.threads < 1 or words.rounds < 1:
+        parser.error("--threads and --rounds must be 1 or more")
     if words.models:
         measure_files(words.models, words.runtime, words.threads, words.rounds)
     else:

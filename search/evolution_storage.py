@@ -83,7 +83,7 @@ def _why(error: Exception, url: str) -> str:
     """What went wrong, in one line."""
     match error:
         case ImportError() if url.startswith(DRIVEN):
-            return "psycopg is missing; pip install 'slimformer[postgresql]' (in a checkout: '.[postgresql]')"
+            return "psycopg is missing; in a checkout of slimformer: pip install '.[postgresql]'"
         case ImportError():
             reason = str(error.__cause__ or error)
         case DBAPIError():

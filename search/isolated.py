@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from search.measure import Progress, measure
-from search.net_building import answered, named
+from search.net_building import named, runnable
 from search.parts import LatencyKey, part_module
 from search.runtimes import Runtime
 
@@ -27,7 +27,7 @@ def isolated_nets(
         if key.part != "reshape":
             module, sizes = alone(key)
             shape = (batch_size, *sizes)
-            nets[key] = answered(f"{key} alone", named(runtime), shape, partial(runtime.build, module, shape))
+            nets[key] = runnable(f"{key} alone", named(runtime), shape, partial(runtime.build, module, shape))
     return nets
 
 
@@ -35,11 +35,12 @@ def isolated_ms(
     nets: Mapping[LatencyKey, Callable[[], object]],
     *,
     rounds: int,
+    threads: int,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> dict[LatencyKey, float]:
     """The median ms of every part that is a net of its own."""
-    timings = measure(nets, rounds=rounds, warmup=3, generator=generator, progress=progress)
+    timings = measure(nets, rounds=rounds, warmup=3, generator=generator, threads=threads, progress=progress)
     return {key: timing.median_ms for key, timing in timings.items()}
 
 

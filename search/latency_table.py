@@ -41,8 +41,9 @@ class Protocol(Record):
     After the rounds, nets are measured on, for as many rounds again and again or for `most_seconds`, until the standard
     error of every entry is at most `standard_error_percent` of it, or a tenth of that of the largest net, and that of
     every whole net too. Of the rounds of each measurement at most `most_redone` were thrown away because they were
-    disturbed, and measured again; in all it was `redone`. `drift` is the smallest and the largest factor of a round
-    against the first measurement's median round, which is divided out (None where it was not noted down).
+    disturbed, and measured again; in all it was `redone`, and `dropped` were disturbed and do not count. `drift` is the
+    smallest and the largest factor of a round against the first measurement's median round, which is divided out (None
+    where it was not noted down).
     """
 
     rounds: Positive
@@ -56,6 +57,7 @@ class Protocol(Record):
     seed: int
     most_redone: Annotated[int, Field(ge=0)] = 0
     redone: Annotated[int, Field(ge=0)] = 0
+    dropped: Annotated[int, Field(ge=0)] = 0
     drift: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
 
 
@@ -144,6 +146,10 @@ class LatencyTable(Record):
         return {e.key: math.inf if e.standard_error_ms is None else e.standard_error_ms for e in self.entries}
 
     @cached_property
+    def _between(self) -> frozenset[LatencyKey]:
+        return frozenset(entry.key for entry in self.entries if entry.interpolated)
+
+    @cached_property
     def _corrected_ms(self) -> dict[LatencyKey, float]:
         return {key: self.correction.factor(kind_of(key)) * ms for key, ms in self._milliseconds.items()}
 
@@ -180,6 +186,10 @@ class LatencyTable(Record):
         crowding = self.correction.crowding
         crowding_ms = 0.0 if crowding is None else crowding.ms(sum(map(self.crowds, parts)))
         return self.correction.constant_ms + sum(map(self.part_ms, parts)) + crowding_ms
+
+    def parts_between(self, architecture: Architecture) -> int:
+        """How many of a net's parts were not measured but lie between measured ones (`Entry.interpolated`)."""
+        return sum(key in self._between for key in keys(architecture))
 
     def fastest(self, space: SearchSpace) -> Architecture:
         """The architecture of a space that is predicted fastest: the smallest one, unless another is faster.

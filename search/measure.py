@@ -99,13 +99,15 @@ class Timing:
 class Rounds:
     """What the rounds of a measurement were like.
 
-    `redone` were thrown away and measured again; `fastest` and `slowest` are the smallest and the largest factor by
-    which the nets of one round took longer than in the median round, which is divided out. `done` counts those that
-    are left, where several measurements were joined that of the shortest.
+    `redone` were thrown away and measured again; `dropped` were thrown away with no time left to measure them again;
+    `fastest` and `slowest` are the smallest and the largest factor by which the nets of one round took longer than in
+    the median round, which is divided out. `done` counts those that are left, where several measurements were joined
+    that of the shortest.
     """
 
     done: int = 0
     redone: int = 0
+    dropped: int = 0
     fastest: float = 1.0
     slowest: float = 1.0
 
@@ -114,6 +116,7 @@ class Rounds:
         return Rounds(
             done=min(self.done, later.done) or max(self.done, later.done),
             redone=self.redone + later.redone,
+            dropped=self.dropped + later.dropped,
             fastest=min(self.fastest, later.fastest / speed),
             slowest=max(self.slowest, later.slowest / speed),
         )
@@ -206,10 +209,12 @@ def measure(
     progress: Progress | None = None,
     seen: Callable[[Rounds], None] | None = None,
     log: RoundLog | None = None,
+    threads: int | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> dict[Key, Timing]:
     """Time all nets, interleaved, with at least `min_runs` timed calls each.
 
+    Torch runs in inference mode meanwhile, and on so many `threads`, if given, unless a net sees to that itself.
     `warmup` calls of every net come first, untimed but for the choice of how many calls make a sample. After
     `HURRIED_ROUNDS` there is none that would end after `until_ns` by the clock, and then there may be fewer calls.
     `progress` is called with (rounds done, rounds), those that are redone left out, `seen` with what the rounds were
@@ -220,7 +225,7 @@ def measure(
         raise ValueError(f"rounds and warmup must be 1 or more (got {rounds} and {warmup})")
     keys, log = list(nets), RoundLog() if log is None else log
     before = len(log.columns) + log.redone
-    with _no_garbage_collection():
+    with _no_garbage_collection(), torch.inference_mode(), torch_threads(threads):
         plans = [_plan(nets[key], rounds=rounds, warmup=warmup, min_runs=min_runs, clock=clock) for key in keys]
         if log.plans:  # all rounds are alike, also those before an interruption
             plans = log.plans
@@ -294,12 +299,31 @@ class RoundLog:
 
 def timings_in(log: RoundLog, *, min_runs: int = 30, seen: Callable[[Rounds], None] | None = None) -> list[Timing]:
     """The timing of every net of a finished measurement; `seen` is called with what its rounds were like."""
-    clean_ms, all_ms = np.moveaxis(np.stack(log.columns, axis=1), 2, 0)
-    sufficient = _clean_rounds(log.columns) >= np.minimum(_enough(log, min_runs), CLEAN_ROUNDS)
+    columns = _undisturbed(log)
+    clean_ms, all_ms = np.moveaxis(np.stack(columns, axis=1), 2, 0)
+    sufficient = _clean_rounds(columns) >= np.minimum(_enough(log, min_runs), CLEAN_ROUNDS)
     times_ms = np.where(sufficient[:, None], clean_ms, all_ms)
     if seen is not None:
-        seen(rounds_of(times_ms, done=log.rounds, redone=log.redone))
+        dropped = len(log.columns) - len(columns)
+        seen(rounds_of(times_ms, done=log.rounds - dropped, redone=log.redone, dropped=dropped))
     return timings_of(times_ms, runs=[plan.runs for plan in log.plans])
+
+
+def _undisturbed(log: RoundLog) -> list[np.ndarray]:
+    """The columns without those of disturbed rounds that were not measured again."""
+    rounds = log.columns[: log.rounds]
+    kept = undisturbed(np.stack(rounds, axis=1)[:, :, 1])
+    return [rounds[index] for index in kept] + log.columns[log.rounds :]
+
+
+def undisturbed(times_ms: np.ndarray) -> list[int]:
+    """The rounds, by their columns, that are left without the disturbed ones, which are half of them at most."""
+    kept = list(range(times_ms.shape[1]))
+    for _ in range(times_ms.shape[1] // 2):
+        if (worst := worst_disturbed(times_ms[:, kept])) is None:
+            break
+        del kept[worst]
+    return kept
 
 
 def _enough(log: RoundLog, min_runs: int) -> np.ndarray:
@@ -388,10 +412,10 @@ def _interruptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def rounds_of(times_ms: np.ndarray, *, done: int, redone: int) -> Rounds:
+def rounds_of(times_ms: np.ndarray, *, done: int, redone: int, dropped: int) -> Rounds:
     """What rounds were like in which nets took these times: a row a net, a column a round."""
     drift = drift_of(times_ms)
-    return Rounds(done=done, redone=redone, fastest=float(drift.min()), slowest=float(drift.max()))
+    return Rounds(done=done, redone=redone, dropped=dropped, fastest=float(drift.min()), slowest=float(drift.max()))
 
 
 def drift_of(times_ms: np.ndarray) -> np.ndarray:
@@ -413,3 +437,14 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Torch on so many threads meanwhile, or on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -96,7 +96,7 @@ def _build(net: Skeleton | Architecture | Buildable, runtime: Runtime, batch_siz
     module = module_of(net)
     size_bytes = sum(parameter.nbytes for parameter in module.parameters())
     shape = (batch_size, *net.input_shape)
-    return Built(answered(described(net), named(runtime), shape, partial(runtime.build, module, shape)), size_bytes)
+    return Built(runnable(described(net), named(runtime), shape, partial(runtime.build, module, shape)), size_bytes)
 
 
 def _from_files(
@@ -163,7 +163,19 @@ def _load(
 ) -> Built:
     if isinstance(made, _Refusal):
         raise CannotBuild(made.reason)
-    return Built(answered(described(net), named(runtime), shape, partial(runtime.load, made, shape)), len(made))
+    return Built(runnable(described(net), named(runtime), shape, partial(runtime.load, made, shape)), len(made))
+
+
+def runnable(what: str, who: str, shape: tuple[int, ...], build: Callable[[], Net]) -> Net:
+    """A net that was built and has run once: some runtimes refuse no sooner. Raises as `answered` does."""
+
+    def built() -> Net:
+        net = build()
+        with torch.inference_mode():
+            net()
+        return net
+
+    return answered(what, who, shape, built)
 
 
 ResultT = TypeVar("ResultT")

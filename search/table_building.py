@@ -165,7 +165,8 @@ def build_table(
         nets=len(found.skeletons),
         seed=seed,
         redone=seen.redone,
-        most_redone=most_redone(seen.done),
+        dropped=seen.dropped,
+        most_redone=most_redone(seen.done + seen.dropped),
         drift=(round(seen.fastest, 4), round(seen.slowest, 4)),
     )
     table = _table(space, found, values, condition, protocol, left_out)

@@ -15,6 +15,9 @@ Your own runtime is ten lines, in any file that is imported before the experimen
             module, images = module.bfloat16(), torch.randn(input_shape).bfloat16()
             return lambda: module(images)
 
+While nets are measured, torch is in inference mode and on `threads` threads; a runtime that computes otherwise sees to
+its threads itself. A net that fails in `build`, or when it runs first, is left out with its reason.
+
 A runtime on an accelerator must wait for the device inside the callable: the clock stops when it returns. One that
 computes in several number formats lists them as the class attribute `precisions` and is constructed with `precision=`
 too.
@@ -22,6 +25,7 @@ too.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -104,8 +108,10 @@ _BUILT_IN = {
 def register_runtime(name: str) -> Callable[[FactoryT], FactoryT]:
     """Decorator that makes a runtime known by its name; it is constructed as `factory(threads=...)`.
 
-    Raises `ValueError` if the name is taken.
+    Raises `ValueError` if the name is taken, or cannot be a part of a file's name.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"runtime {name!r}: name it with letters, digits, _, . and -")
     if name in _FACTORIES or (name in _BUILT_IN and _BUILT_IN[name] not in sys.modules):
         raise ValueError(f"runtime {name!r} is registered already")
 
@@ -135,7 +141,7 @@ def needs_extra(name: str, error: ImportError) -> NotInstalled:
     """What a runtime's file raises if the package that it needs is not installed, or cannot be loaded."""
     missing = isinstance(error, ModuleNotFoundError)
     reason = "not installed" if missing else f"cannot be loaded ({' '.join(str(error).split())[:200]})"
-    return NotInstalled(f"runtime {name}: {reason}; pip install 'slimformer[{name}]' (in a checkout: '.[{name}]')")
+    return NotInstalled(f"runtime {name}: {reason}; in a checkout of slimformer: pip install '.[{name}]'")
 
 
 def runtime(name: str, *, threads: int, precision: str | None = None) -> Runtime:
@@ -154,16 +160,19 @@ def runtime(name: str, *, threads: int, precision: str | None = None) -> Runtime
         )
     factory = _FACTORIES[name]
     known: tuple[str, ...] = getattr(factory, "precisions", ())
-    if not known:
-        made = factory(threads=threads)
-        known = (made.precision,)
-        if precision in (None, made.precision):
-            return made
-    elif precision is None:
-        return factory(threads=threads)
-    elif precision in known:
-        return factory(threads=threads, precision=precision)
-    raise UserError(f"runtime {name}: computes in {', '.join(known)}, not in {precision}")
+    if known and precision is not None and precision not in known:
+        raise UserError(f"runtime {name}: computes in {', '.join(known)}, not in {precision}")
+    made = factory(threads=threads, precision=precision) if known and precision else factory(threads=threads)
+    lacking = [field for field in ("name", "version", "precision", "threads", "build") if not hasattr(made, field)]
+    if lacking:
+        raise UserError(
+            f"runtime {name}: has no {' and no '.join(lacking)} (search.runtimes.Runtime says what it needs)"
+        )
+    if made.name != name:
+        raise UserError(f"runtime {name}: calls itself {made.name!r}; its name must be that it is registered under")
+    if precision not in (None, made.precision):
+        raise UserError(f"runtime {name}: computes in {made.precision}, not in {precision}")
+    return made
 
 
 def runtime_names() -> list[str]:

@@ -184,7 +184,7 @@ def test_every_part_of_a_net_runs_alone() -> None:
                 assert module(torch.zeros(1, *shape)).shape[0] == 1
     parts = list(dict.fromkeys(keys(net)))
     nets = isolated_nets(parts, runtime("onnxruntime", threads=1), batch_size=1)
-    found = isolated_ms(nets, rounds=2, generator=torch.Generator().manual_seed(0))
+    found = isolated_ms(nets, rounds=2, threads=1, generator=torch.Generator().manual_seed(0))
     assert list(found) == [key for key in parts if key.part != "reshape"]
     assert all(ms > 0 for ms in found.values())
 

@@ -205,9 +205,9 @@ def test_the_table_command_takes_a_bundle_and_does_it_again_when_it_was_measured
         ("table.threads=2", "was written for onnxruntime (fp32, batch 1, 1 thread), but the experiment asks for onnx"),
         ("table.batch_size=4", "but the experiment asks for onnxruntime (fp32, batch 4, 1 thread)"),
         ("table.runtime=openvino", "but the experiment asks for openvino"),
-        ("data.resolution_px=16", "was written for another space, resolution or set of audit nets"),
+        ("data.resolution_px=16", "was written for 8x8 pixels, but the experiment has 16x16"),
         ("space.stages.1.width_channels.largest=24", "was written for another space"),
-        ("seeds.table=1", "set of audit nets"),
+        ("seeds.table=1", "was written for another space or set of audit nets"),
     ],
 )
 def test_a_bundle_of_something_else_is_refused_before_anything_is_written(

@@ -41,8 +41,29 @@ def test_a_model_is_measured_beside_the_tables_prediction(
     assert same["predicted_ms"] == pytest.approx(same["median_ms"], rel=0.02)  # virtual time adds up
     assert found["poolformerv2_s12"]["predicted_ms"] is None
     assert found["poolformerv2_s12"]["predicted_error_ms"] is None
+    sizes = "the table is of 8x8 pixels, and the model of 224x224"
+    assert f"no prediction of poolformerv2_s12: {sizes}" in outcome.out
     assert f"{same['median_ms']:.3f}" in outcome.out
     assert f"{same['predicted_ms']:.3f} ± {same['predicted_error_ms']:.3f}" in outcome.out
+
+
+def test_a_prediction_that_cannot_be_made_or_lies_between_measured_parts_says_so(
+    copied: Path, tmp_path: Path, slimformer: Slimformer
+) -> None:
+    delivered = min((copied / "delivered").iterdir())
+    (path,) = copied.glob("latency-virtual-*.json")
+    table = json.loads(path.read_text())
+    for entry in table["entries"]:
+        entry["interpolated"] = entry["part"] == "downsampling"
+    path.write_text(json.dumps(table))
+    words = ("--table", path, "--runtime", "virtual", *QUICK)
+    (line,) = (line for line in slimformer("measure", delivered, *words).out.splitlines() if "lie between" in line)
+    assert line == f"  {delivered}: 1 of the parts of its prediction lie between measured ones"
+    table["entries"] = [entry for entry in table["entries"] if entry["part"] != "stem"]
+    path.write_text(json.dumps(table))
+    (line,) = (line for line in slimformer("measure", delivered, *words).out.splitlines() if "no prediction" in line)
+    assert "not in the latency table of virtual 1" in line
+    assert "stem" in line
 
 
 def test_a_tables_file_predicts_wherever_it_lies_and_an_older_one_takes_its_own_audits_correction(

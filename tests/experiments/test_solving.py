@@ -19,7 +19,7 @@ from search.correction import Correction
 from search.limits import LimitsUnreachable
 from search.refining import refined
 from search.slimming import BudgetUnreachable
-from supernet import Architecture, cost
+from supernet import Architecture, UserError, cost
 from supernet.activation_memory import peak_activations
 from supernet.schema import load
 
@@ -152,7 +152,7 @@ def test_a_job_is_named_after_its_method_and_budget() -> None:
     ("there", "line"),
     [
         (True, "localhost:1/studies cannot be opened (connection failed"),
-        (False, "pip install 'slimformer[postgresql]'"),
+        (False, "in a checkout of slimformer: pip install '.[postgresql]'"),
     ],
 )
 def test_a_storage_out_of_reach_is_one_line(
@@ -197,6 +197,9 @@ def test_the_exact_method_keeps_to_the_milliseconds_of_another_device(run: Run, 
     middle_ms = (table.latency_ms(run.space.largest) + table.latency_ms(run.space.smallest)) / 2
     found = solved(limited(run, devices=(DeviceLimit(table=str(other), at_most_ms=middle_ms),)))
     assert table.latency_ms(found) <= middle_ms
+    table.model_copy(update={"resolution_px": (64, 32)}).save(other)
+    with pytest.raises(UserError, match=r"phone\.json: is of 64x32 pixels, but the experiment has 8x8"):
+        solved(limited(run, devices=(DeviceLimit(table=str(other), at_most_ms=middle_ms),)))
 
 
 def test_what_was_proven_is_written_down(run: Run) -> None:

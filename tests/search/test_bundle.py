@@ -219,6 +219,27 @@ def test_results_of_another_plan_are_not_written_over(bundle: Path) -> None:
     assert (bundle / RESULTS).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        (RESULTS, "results.json: is not JSON, or was cut short; move"),
+        (PLAN, "plan.json: is not JSON, or was cut short"),
+    ],
+)
+def test_a_file_that_was_cut_short_is_one_line_on_the_device(
+    answered: Callable[..., Path], file: str, remedy: str
+) -> None:
+    folder = answered()
+    (folder / file).write_text((folder / file).read_text()[:-20])
+    done = on_device(folder)
+    assert done.returncode != 0
+    assert done.stderr.startswith(remedy)
+    assert done.stderr.count("\n") == 1
+    rounds = on_device(folder, "model.onnx", "--rounds", "0")
+    assert rounds.returncode == 2
+    assert "--threads and --rounds must be 1 or more" in rounds.stderr
+
+
 def test_a_net_that_was_changed_is_not_measured(bundle: Path) -> None:
     file = bundle / "nets" / "0002.onnx"
     file.write_bytes(file.read_bytes()[:-1])
@@ -427,7 +448,7 @@ def test_rounds_that_are_still_disturbed_do_not_count_and_those_that_were_redone
     (tmp_path / "bundle" / RESULTS).write_text(json.dumps(data))
     found = read_bundle(tmp_path / "bundle")
     assert {len(timing.samples_ms) for timing in found.timings.values()} == {7}
-    assert (found.rounds.done, found.rounds.redone) == (7, 4)
+    assert (found.rounds.done, found.rounds.redone, found.rounds.dropped) == (7, 4, 1)
     assert found.rounds.slowest == pytest.approx(1.02, rel=0.01)
 
 

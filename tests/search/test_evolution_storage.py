@@ -273,7 +273,9 @@ def test_a_missing_driver_is_named_with_the_extra_that_has_it(
     search: Callable[..., list[Scored]], monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(UserError, match=r"psycopg is missing; pip install 'slimformer\[postgresql\]'"):
+    with pytest.raises(
+        UserError, match=r"psycopg is missing; in a checkout of slimformer: pip install '\.\[postgresql\]'"
+    ):
         search(storage=url)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from search import measure as measure_module
-from search.measure import Machine, Rounds, Timing, machine, measure, most_redone
+from search.measure import HURRIED_ROUNDS, Machine, Rounds, Timing, machine, measure, most_redone
 
 
 class FakeClock:
@@ -145,7 +146,7 @@ def test_drift_that_hits_all_nets_alike_is_divided_out():
 
 
 def rounds_of(
-    clock: FakeClock, speeds: list[dict[str, float]], *, rounds: int
+    clock: FakeClock, speeds: list[dict[str, float]], *, rounds: int, until_ns: float = math.inf
 ) -> tuple[dict[str, Timing], Rounds, int]:
     """Twenty nets of 11 to 30 ms, slowed down by name in some rounds: their timings, the rounds, and their number.
 
@@ -171,6 +172,7 @@ def rounds_of(
             warmup=1,
             min_runs=1,
             generator=seeded(),
+            until_ns=until_ns,
             seen=seen.append,
             clock=clock,
         )
@@ -199,6 +201,28 @@ def test_a_round_in_which_some_nets_were_slowed_down_is_thrown_away_and_measured
 def test_drift_and_what_is_usual_are_no_disturbance(speeds):
     _, rounds, count = rounds_of(FakeClock(), speeds, rounds=5)
     assert (rounds.redone, count) == (0, 5)
+
+
+def test_a_disturbed_round_does_not_count_where_no_time_is_left_to_measure_it_again():
+    calm, busy = {}, dict.fromkeys("abcdef", 2.0)
+    timings, rounds, count = rounds_of(FakeClock(), [calm, busy, calm, calm, calm, calm], rounds=6, until_ns=0.0)
+    assert count == HURRIED_ROUNDS == 5
+    assert (rounds.done, rounds.redone, rounds.dropped) == (4, 0, 1)
+    for index, timing in enumerate(timings.values()):
+        assert timing.samples_ms == pytest.approx([11.0 + index] * 4)
+    joined = rounds.joined(Rounds(done=9, dropped=2), speed=1.0)
+    assert (joined.done, joined.dropped) == (4, 3)
+
+
+def test_torch_runs_in_inference_mode_and_on_the_threads_that_are_asked_for_and_then_as_before():
+    before, seen = torch.get_num_threads(), set()
+
+    def net() -> None:
+        seen.add((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+
+    measure({"net": net}, rounds=1, warmup=1, min_runs=1, threads=before + 1, generator=seeded())
+    assert seen == {(before + 1, True)}
+    assert (torch.get_num_threads(), torch.is_inference_mode_enabled()) == (before, False)
 
 
 def test_no_more_rounds_are_redone_than_stated():

@@ -123,3 +123,23 @@ def test_a_runtime_that_makes_no_files_builds_here() -> None:
 
     built = build_models(NETS, Here(), batch_size=1, processes=2)
     assert {net() for net in built.values()} == {os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda: torch.linalg.inv(torch.zeros(2, 2)), "_LinAlgError: "),
+        (None, "TypeError: 'NoneType' object is not callable"),
+    ],
+)
+def test_a_net_that_fails_when_it_runs_first_is_refused_like_one_that_cannot_be_built(
+    answer: Callable[[], object], reason: str
+) -> None:
+    class Late(Files):
+        def load(self, model: bytes | Path | str, input_shape: tuple[int, ...]) -> Callable[[], object]:
+            return answer
+
+    for processes in (1, 2):
+        with pytest.raises(CannotBuild, match=reason) as refused:
+            build_models(NETS, Late(), batch_size=1, processes=processes)
+        assert str(refused.value).startswith("files 1 cannot run a small net of mb4d at 16 channels and 4x4 px")

@@ -19,7 +19,7 @@ from supernet.schema import UserError
 from supernet.space import SearchSpace
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """What interrupts the measurement."""
 
 

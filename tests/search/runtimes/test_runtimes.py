@@ -126,7 +126,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(runtimes, "_FACTORIES", {})
     monkeypatch.delitem(sys.modules, "search.runtimes.openvino_cpu", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UserError, match=r"openvino: not installed; pip install 'slimformer\[openvino\]'"):
+    with pytest.raises(UserError, match=r"openvino: not installed; .* pip install '\.\[openvino\]'"):
         runtime("openvino", threads=1)
 
 
@@ -146,7 +146,7 @@ def test_a_package_that_cannot_be_loaded_says_why(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     for module in ("search.runtimes.openvino_cpu", "openvino"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    with pytest.raises(UserError, match=r"openvino: cannot be loaded \(undefined symbol: f\); pip install"):
+    with pytest.raises(UserError, match=r"openvino: cannot be loaded \(undefined symbol: f\); in a checkout"):
         runtime("openvino", threads=1)
 
 
@@ -191,6 +191,38 @@ def test_a_runtime_of_ones_own_is_found_by_its_name_and_measured():
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="'double' is registered already"):
         register_runtime("double")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"name": "other"}, "runtime wrong: calls itself 'other'"),
+        ({"precision": None}, "runtime wrong: has no precision"),
+        ({}, "runtime wrong: computes in fp32, not in int8"),
+    ],
+)
+def test_a_runtime_of_ones_own_that_lacks_something_is_refused(monkeypatch, fields, reason):
+    class Wrong:
+        name, version, precision = "wrong", "1", "fp32"
+
+        def __init__(self, *, threads):
+            self.threads = threads
+
+        def build(self, module, input_shape):
+            return lambda: None
+
+    monkeypatch.setattr(runtimes, "_FACTORIES", dict(runtimes._FACTORIES))
+    for field, value in fields.items():
+        delattr(Wrong, field) if value is None else setattr(Wrong, field, value)
+    register_runtime("wrong")(Wrong)
+    with pytest.raises(UserError, match=reason):
+        runtime("wrong", threads=1, precision=None if fields else "int8")
+
+
+@pytest.mark.parametrize("name", ["r/4", "", "../x", "a b"])
+def test_a_runtime_has_a_name_that_a_file_can_have(name):
+    with pytest.raises(ValueError, match="name it with letters, digits"):
+        register_runtime(name)
 
 
 def test_an_unknown_runtime_is_refused_with_the_nearest_name():
