@@ -196,8 +196,8 @@ def predictor_errors(pairs: Sequence[LatencyPair]) -> PredictorErrors:
 
 
 def save_audit(record: AuditRecord, folder: Path) -> Path:
-    """Write the record under its condition's name, beside others of the same run."""
-    path = folder / f"audit-{record.runtime}-{record.precision}-t{record.threads}.json"
+    """Write the record as `audit.json`; it says the condition."""
+    path = folder / "audit.json"
     save(record, path)
     return path
 

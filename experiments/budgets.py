@@ -170,8 +170,8 @@ def _measured_afresh(
 
 
 def save_delivery(record: DeliveryRecord, folder: Path) -> Path:
-    """Write the record under its condition's name, beside others of the same run."""
-    path = folder / f"delivery-{record.runtime}-{record.precision}-t{record.threads}.json"
+    """Write the record as `delivery.json`; it says the condition."""
+    path = folder / "delivery.json"
     save(record, path)
     return path
 
@@ -181,6 +181,9 @@ def print_delivery(record: DeliveryRecord, path: Path, screen: Screen) -> None:
     header = ["budget ms", "predicted", "measured", "at table's speed", "slack %", "slack % then", "rounds"]
     title = f"Nets delivered for {record.budgets} budgets, {record.runtime} {record.version}"
     screen.table(title, header, _rows(record))
+    for net in record.nets:
+        if net.shortfall:
+            screen.line(f"  {net.budget_ms:g} ms: {net.shortfall}")
     screen.line(
         f"{record.within_budget} of {record.budgets} within their budgets as measured,"
         f" {record.within_budget_at_tables_speed} at the table's speed (a net takes {record.speed:.2f} times"

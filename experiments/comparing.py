@@ -22,7 +22,7 @@ def compare_tables(experiment: Experiment, run: Path, other: Path, *, nets: int,
     space = first.runnable(experiment.search_space(num_classes=count_classes(experiment.data)))
     generator = generator_for(seed, "agreement")
     record = agreement(first, second, [space.random(generator) for _ in range(nets)])
-    path = run / f"agreement-{first.runtime.name}-{first.precision}-t{first.threads}.json"
+    path = run / "agreement.json"
     save(record, path)
     return record, path
 

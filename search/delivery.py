@@ -24,7 +24,7 @@ class DeliveryRound(Record):
 class Delivery(Record):
     """An architecture within its budget, by measurement where there is one, and the rounds that it took.
 
-    `shortfall` says why it is faster than it had to be, where it measures more below the budget than was asked for.
+    `shortfall` says why it is faster than it had to be, where it measures more than `slack` below the budget.
     """
 
     budget_ms: float
@@ -103,17 +103,21 @@ def deliver(
     if not fitting:
         raise BudgetMissed(budget_ms, min(round_.measured_ms or math.inf for round_ in rounds), rounds=len(rounds))
     slowest = max((round_ for round_ in rounds if round_.digest in fitting), key=lambda round_: round_.measured_ms or 0)
-    shortfall = None
-    if (slowest.measured_ms or 0.0) < (1.0 - slack) * goal_ms:
-        measured_ms, used_up = slowest.measured_ms or 0.0, len(rounds) == max_rounds
-        above = _above(rounds, goal_ms, asked_ms, used_up)
-        shortfall = f"{100 * (1 - measured_ms / budget_ms):.1f} % below the budget: {above}"
+    shortfall, measured_ms = None, slowest.measured_ms or 0.0
+    if measured_ms < (1.0 - slack) * budget_ms:
+        near_enough = measured_ms >= (1.0 - slack) * goal_ms
+        why = (
+            f"a margin of {100 * margin:g} % is kept free, and up to {100 * slack:g} % of the rest"
+            if near_enough
+            else _above(rounds, goal_ms, asked_ms, used_up=len(rounds) == max_rounds)
+        )
+        shortfall = f"{100 * (1 - measured_ms / budget_ms):.1f} % below the budget: {why}"
     return Delivery(
         budget_ms=budget_ms, architecture=fitting[slowest.digest], rounds=tuple(rounds), shortfall=shortfall
     )
 
 
-def _above(rounds: Sequence[DeliveryRound], goal_ms: float, asked_ms: float, used_up: bool) -> str:
+def _above(rounds: Sequence[DeliveryRound], goal_ms: float, asked_ms: float, *, used_up: bool) -> str:
     """What a method gave above the net that is delivered, when last it was asked for nets of up to `asked_ms`."""
     too_slow = [ms for round_ in rounds if (ms := round_.measured_ms or 0.0) > goal_ms]
     if too_slow:

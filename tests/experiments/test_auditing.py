@@ -32,7 +32,7 @@ def run(finished: Path) -> Run:
 def test_an_audit_says_how_wrong_the_table_is(copied: Path, slimformer: Slimformer) -> None:
     outcome = slimformer("audit", copied, "--nets", "12", "--rounds", "2")
     assert outcome.code == 0, outcome.err
-    record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
+    record = json.loads((copied / "audit.json").read_text())
     assert record["num_architectures"] == 12
     assert record["mean_absolute_error_percent"] < 0.5  # virtual time adds up
     assert record["kendall_tau"] > 0.95
@@ -47,7 +47,7 @@ def test_an_audit_says_how_wrong_the_table_is(copied: Path, slimformer: Slimform
 def test_a_machine_twice_as_slow_changes_no_error(copied: Path, slimformer: Slimformer, device: Any) -> None:
     device.slowdown = 2.0
     assert slimformer("audit", copied, "--nets", "6", "--rounds", "2").code == 0
-    record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
+    record = json.loads((copied / "audit.json").read_text())
     assert record["mean_absolute_error_percent"] < 0.5
 
 
@@ -56,7 +56,7 @@ def test_a_machine_that_changed_otherwise_is_told_from_a_wrong_table(
 ) -> None:
     device.overhead_ns = 200_000
     assert slimformer("audit", copied, "--nets", "6", "--rounds", "2").code == 0
-    record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
+    record = json.loads((copied / "audit.json").read_text())
     assert record["mean_absolute_error_percent"] > 2
     assert record["recalibrated"]["mean_absolute_error_percent"] < 0.5
     assert record["slowdown"] > 1
@@ -92,7 +92,7 @@ def test_nets_delivered_for_budgets_over_the_range_keep_them(
     device.slowdown = slowdown
     outcome = slimformer("audit", copied, "--budgets", "7", "--rounds", "2", "--set", "search.slack=0.2")
     assert outcome.code == 0, outcome.err
-    record = json.loads((copied / "delivery-virtual-fp32-t1.json").read_text())
+    record = json.loads((copied / "delivery.json").read_text())
     nets = record["nets"]
     assert record["budgets"] == len(nets) == 7
     assert record["within_budget_at_tables_speed"] == 7
@@ -113,7 +113,7 @@ def test_a_budget_that_cannot_be_kept_is_written_down_and_the_others_are_deliver
 ) -> None:
     outcome = slimformer("audit", copied, "--budgets", "7", "--rounds", "2", "--set", "search.margin=0.3")
     assert outcome.code == 0, outcome.err
-    record = json.loads((copied / "delivery-virtual-fp32-t1.json").read_text())
+    record = json.loads((copied / "delivery.json").read_text())
     assert record["unreachable"]
     assert len(record["nets"]) + len(record["unreachable"]) == 7
     assert "out of reach" in record["unreachable"][0]["reason"]
@@ -126,7 +126,7 @@ def test_a_table_that_is_measured_twice_on_a_slower_machine_agrees(
     assert slimformer("table", copied, "--redo").code == 0
     outcome = slimformer("audit", copied, "--against", finished, "--nets", "30")
     assert outcome.code == 0, outcome.err
-    record = json.loads((copied / "agreement-virtual-fp32-t1.json").read_text())
+    record = json.loads((copied / "agreement.json").read_text())
     assert record["speed"] == pytest.approx(1 / 1.5, rel=1e-3)
     assert record["num_architectures"] == 30
     assert record["nets"]["worst_percent"] < 0.1
@@ -205,6 +205,6 @@ def test_a_part_that_cannot_run_alone_costs_the_audit_nothing_else(
     assert outcome.code == 0, outcome.err
     assert "parts are not timed alone: virtual 1 cannot run " in outcome.out
     assert "tokens are no images" in outcome.out
-    record = json.loads((copied / "audit-virtual-fp32-t1.json").read_text())
+    record = json.loads((copied / "audit.json").read_text())
     assert (record["isolated_blocks"], record["isolated_sum"]) == (None, None)
     assert record["num_architectures"] == 6

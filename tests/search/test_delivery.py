@@ -116,8 +116,15 @@ def test_a_slower_net_that_does_not_fit_is_not_delivered(run: Callable[..., Deli
 
 
 def test_what_fills_its_budget_falls_short_of_nothing(run: Callable[..., Delivery]) -> None:
-    assert run(slack=0.3).shortfall is None
+    assert run(margin=0.0, slack=0.3).shortfall is None
     assert run(measure_ms=None).shortfall is None
+
+
+def test_the_margin_is_a_reason_too(run: Callable[..., Delivery], space: SearchSpace) -> None:
+    kept = {"solve": lambda asked_ms: space.smallest, "predict_ms": lambda net: 1.0, "slack": 0.03, "budget_ms": 5.0}
+    near = run(**kept, measure_ms=lambda net: 4.8, margin=0.02)  # 0.96 of the budget, of which 0.98 may be used
+    assert near.shortfall == "4.0 % below the budget: a margin of 2 % is kept free, and up to 3 % of the rest"
+    assert run(**kept, measure_ms=lambda net: 4.86, margin=0.02).shortfall is None
 
 
 def test_a_method_that_gives_no_slower_net_is_said_to_give_none_for_what_was_asked(
