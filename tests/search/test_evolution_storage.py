@@ -105,7 +105,7 @@ def server() -> Iterator[PostgreSQL]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.long), "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a new database, of either kind."""
     if request.param == "sqlite":
@@ -164,10 +164,11 @@ def _work(space: SearchSpace, table: Any, storage: str, log: Path, everyone: Any
 def test_workers_on_one_storage_share_the_trials_and_survive_one_that_is_killed(
     space: SearchSpace, table: Any, search: Callable[..., list[Scored]], tmp_path: Path, storage: str
 ) -> None:
-    log, spawn = tmp_path / "log", multiprocessing.get_context("spawn")
-    arguments = (space, table, storage, log, spawn.Barrier(3))
+    log, context = tmp_path / "log", multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # so that torch and optuna are imported once for all workers
+    arguments = (space, table, storage, log, context.Barrier(3))
     # The first never ends its second score, so that it is killed while a trial is under way.
-    workers = [spawn.Process(target=_work, args=(*arguments, then), daemon=True) for then in (600.0, 0.3, 0.3)]
+    workers = [context.Process(target=_work, args=(*arguments, then), daemon=True) for then in (600.0, 0.3, 0.3)]
     for worker in workers:
         worker.start()
 
