@@ -238,6 +238,19 @@ class LatencyTableFile(FileRecord):
     date: str | None = None
     entries: list[Any]
 
+    @property
+    def between(self) -> int:
+        """How many entries were not measured but lie between measured ones."""
+        return self._marked("interpolated", True)
+
+    @property
+    def loose(self) -> int:
+        """How many entries are not known as well as was asked for."""
+        return self._marked("settled", False)
+
+    def _marked(self, field: str, value: bool) -> int:
+        return sum(isinstance(entry, dict) and entry.get(field) is value for entry in self.entries)
+
 
 # --------------------------------------------------------------------------------------------------------- trajectory
 class ActionRecord(FileRecord):

@@ -180,7 +180,7 @@ def files() -> dict[str, Any]:
             "batch_size": 1,
             "resolution_px": [32, 32],
             "date": "2026-02-03",
-            "entries": [{}, {}, {}],
+            "entries": [{}, {"interpolated": True, "settled": True}, {"settled": False}, {"settled": False}],
         },
         "evaluation.json": {
             "schema_version": 1,
@@ -194,7 +194,16 @@ def files() -> dict[str, Any]:
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
     """A finished run of two budgets and three methods, as files alone."""
-    directory = tmp_path / "cifar10"
+    return written(tmp_path / "cifar10")
+
+
+@pytest.fixture(scope="session")
+def run_to_read(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for tests that change nothing in it."""
+    return written(tmp_path_factory.mktemp("run") / "cifar10")
+
+
+def written(directory: Path) -> Path:
     (directory / "supernet").mkdir(parents=True)
     for name, data in files().items():
         (directory / name).write_text(json.dumps(data))

@@ -65,9 +65,9 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-@pytest.fixture
-def page(run_directory: Path) -> Page:
-    return Page(write_report(run_directory).read_text())
+@pytest.fixture(scope="module")
+def page(run_to_read: Path) -> Page:
+    return Page(write_report(run_to_read).read_text())
 
 
 def test_the_page_is_well_formed_and_its_identifiers_are_distinct(page: Page) -> None:
@@ -79,6 +79,11 @@ def test_every_section_of_a_finished_run_is_there(page: Page) -> None:
     assert set(SECTIONS) <= set(page.ids)
     assert "over that of Identity. A low score is skipped first." in page.text
     assert "missing" not in page.ids
+
+
+def test_entries_that_were_not_measured_or_not_well_enough_are_counted(page: Page) -> None:
+    counted = "4 entries, 1 of them between measured ones, 2 of them not known as well as was asked for"
+    assert f"{counted}, onnxruntime 1.31.0" in page.text
 
 
 def test_the_page_needs_nothing_from_outside_and_runs_no_script(run_directory: Path) -> None:

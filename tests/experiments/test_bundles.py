@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import venv
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from experiments.bundles import ON_DEVICE, _table_nets
 from experiments.console import Screen
 from experiments.experiment import Experiment, load_experiment
 from experiments.run import Run
-from search.bundle import PLAN, RESULTS, Plan
+from search.bundle import PLAN, RESULTS, SCRIPT, Plan
 from search.latency_table import LatencyTable
 from search.model_files import ModelFile, content_of, model_file
 from supernet.onnx_export import OnnxModel
@@ -333,3 +335,20 @@ def test_writing_and_taking_a_bundle_at_once_is_a_mistake_and_so_is_a_folder_wit
 def test_a_plan_knows_that_the_table_comes_from_elsewhere(tiny: Callable[..., Path], slimformer: Slimformer) -> None:
     out = slimformer("run", tiny(), "--plan", "--set", "table.bundle=phone").out
     assert "measured elsewhere" in out
+
+
+@pytest.mark.long
+def test_a_bundle_goes_to_a_bare_environment_and_comes_back_as_a_table(
+    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer
+) -> None:
+    path, bundle = tiny(**{"table.runtime": "onnxruntime"}), tmp_path / "bundle"
+    assert slimformer("table", path, "--bundle", bundle).code == 0
+    venv.create(tmp_path / "bare", with_pip=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "onnxruntime"], check=True)
+    done = subprocess.run([python, SCRIPT], capture_output=True, text=True, check=False, cwd=bundle)
+    assert done.returncode == 0, done.stderr
+    outcome = slimformer("table", path, "--out", tmp_path / "run", "--import", bundle)
+    assert outcome.code == 0, outcome.err
+    (table,) = (tmp_path / "run").glob("latency-onnxruntime-*.json")
+    assert all(entry.median_ms > 0 for entry in LatencyTable.load(table).entries)
