@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from search import exact
 from search.contributions import Contributions
@@ -19,7 +21,8 @@ from search.parts import LatencyKey, keys
 from supernet import Architecture, SearchSpace, UserError
 
 TOKENS = {"type": "mb3d", "heads": 2, "key_channels": 4, "value_channels": 8}
-SHAPES: dict[str, list[tuple[int, int, list[Any]]]] = {
+Shape = list[tuple[int, int, list[Any]]]  # depth, widths and candidates of each stage
+SHAPES: dict[str, Shape] = {
     "maps": [(2, 2, ["mb4d", "identity"]), (2, 3, ["mb4d", "identity"])],
     "tokens last": [(1, 2, ["mb4d", "identity"]), (3, 2, ["mb4d", TOKENS, "identity"])],
     "tokens in two stages": [(2, 2, ["mb4d", TOKENS, "identity"]), (2, 2, ["mb4d", TOKENS])],
@@ -30,9 +33,13 @@ SHAPES: dict[str, list[tuple[int, int, list[Any]]]] = {
 
 
 def space(name: str) -> SearchSpace:
+    return shaped(SHAPES[name])
+
+
+def shaped(shape: Shape) -> SearchSpace:
     stages = [
         {"depth": depth, "width_channels": {"smallest": 16, "largest": 16 * widths}, "candidates": candidates}
-        for depth, widths, candidates in SHAPES[name]
+        for depth, widths, candidates in shape
     ]
     return SearchSpace.model_validate(
         {"in_channels": 3, "resolution_px": (16, 16), "num_classes": 5, "stages": stages}, strict=False
@@ -102,6 +109,40 @@ def test_the_optimum_is_that_of_all_architectures(name: str, seed: int) -> None:
             used = {limit.name: limit.used(found.architecture) for limit in limits}
             assert found.used == pytest.approx(used)
             assert all(limit.allows(used[limit.name]) for limit in limits)
+
+
+def random_space(seed: int, *, most_nets: int = 600) -> tuple[SearchSpace, list[Architecture]]:
+    """A space of one to three stages with random depths, widths and candidates, and all of its architectures."""
+    draw = random.Random(f"space {seed}")
+    kinds = ["mb4d", {"type": "mb4d", "name": "thin", "mlp_ratio": 1}, TOKENS, "identity"]
+    while True:
+        shape = [
+            (draw.randint(1, 3), draw.randint(1, 3), draw.sample(kinds, draw.randint(1, 4)))
+            for _ in range(draw.randint(1, 3))
+        ]
+        if math.prod(widths * len(candidates) ** depth for depth, widths, candidates in shape) > most_nets:
+            continue
+        with contextlib.suppress(
+            UserError, ValidationError
+        ):  # of identity alone, or with maps after nothing but tokens
+            searched = shaped(shape)
+            return searched, list(every_architecture(searched))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_optimum_of_a_random_space_is_that_of_all_architectures(seed: int) -> None:
+    searched, nets = random_space(seed)
+    contributions = drawn(searched, seed)
+
+    def of(key: LatencyKey) -> float:  # of parts too that no architecture has
+        return random.Random(f"{seed} {key}").random()
+
+    costs = sorted(Limit("ms", of, 0.0).used(net) for net in nets)
+    for share in (0.0, 0.2, 0.5, 0.9):
+        limit = Limit("ms", of, costs[int(share * (len(costs) - 1))])
+        found = solved_as_by_hand(searched, contributions, [limit], nets)
+        assert found is not None
+        assert limit.allows(found.used["ms"])
 
 
 @pytest.mark.parametrize("name", SHAPES)
