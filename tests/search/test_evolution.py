@@ -74,7 +74,9 @@ def test_the_same_seed_gives_the_same_trials_and_another_gives_others(
     assert search(sampler=sampler, seed=1) != first
 
 
-@pytest.mark.parametrize("cut", [1, 5, 8, 13])
+@pytest.mark.parametrize(
+    "cut", [1, pytest.param(5, marks=pytest.mark.long), pytest.param(8, marks=pytest.mark.long), 13]
+)
 def test_an_interrupted_search_goes_on_to_the_same_trials(
     search: Callable[..., list[Scored]], tmp_path: Path, cut: int
 ) -> None:

@@ -14,11 +14,7 @@ from supernet import MetaFormer, create_model, list_models
 from supernet.onnx_export import export_onnx, onnx_parity
 
 Small = Callable[[str], MetaFormer]
-SMALLEST = (
-    "efficientformerv2_s0",
-    "poolformer_s12",
-    "caformer_s18",
-)
+SMALLEST = ("efficientformerv2_s0", "caformer_s18")  # of convolutions and attention, and of MetaFormer's blocks
 NAMES = [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.long, id=name) for name in list_models()]
 FREE = ("convformer_s18", "caformer_s18", "poolformer_s12")  # nothing in them is made for one size
 

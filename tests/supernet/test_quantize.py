@@ -16,7 +16,7 @@ from supernet.quantize import quantized_onnx
 IMAGES = np.random.default_rng(0).standard_normal((8, 3, 64, 64), dtype=np.float32)
 
 
-@pytest.fixture(scope="module", params=["efficientformer_l1", "poolformerv2_s12"])
+@pytest.fixture(scope="module", params=["efficientformer_l1", pytest.param("poolformerv2_s12", marks=pytest.mark.long)])
 def exported(request: pytest.FixtureRequest) -> bytes:
     torch.manual_seed(0)
     return onnx_bytes(create_model(request.param, resolution_px=64, num_classes=7).eval(), input_shape=(1, 3, 64, 64))

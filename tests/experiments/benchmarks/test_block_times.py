@@ -17,6 +17,11 @@ from supernet.block_types import Identity
 from supernet.schema import UserError, load
 
 
+@pytest.fixture(autouse=True)
+def _empty_pictures() -> None:
+    """Unlike other tests of this folder these look at a picture."""
+
+
 @pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0", "caformer_s18", "poolformer_s12"])
 def test_the_cuts_of_a_model_have_one_part_more_each_and_end_with_the_model(name: str) -> None:
     architecture = published_architecture(name)
