@@ -57,9 +57,7 @@ def check_device_tables(run: Run) -> None:
 def _table(path: Path, space: SearchSpace) -> LatencyTable:
     """The table of a device that runs every candidate of the space."""
     table = table_at(path)
-    if table.resolution_px != space.resolution_px:
-        there, here = ("x".join(map(str, size)) for size in (table.resolution_px, space.resolution_px))
-        raise UserError(f"search.limits.devices: {path}: is of {there} pixels, but the experiment has {here}")
+    table.check_resolution(space.resolution_px, source=f"search.limits.devices: {path}")
     if table.left_out:
         left_out = ", ".join(f"stage {one.stage} without {one.candidate}" for one in table.left_out)
         raise UserError(f"search.limits.devices: {path} has {left_out}; leave that out of the space")

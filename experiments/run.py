@@ -131,9 +131,7 @@ class Run:
         written = self.folder.manifest.stages["table"].artifacts
         (name,) = (name for name in written if name != AUDIT)
         table = LatencyTable.load(self.path / name)
-        if table.resolution_px != self.space.resolution_px:
-            there, here = ("x".join(map(str, size)) for size in (table.resolution_px, self.space.resolution_px))
-            raise UserError(f"{self.path / name}: is of {there} pixels, but the experiment has {here}")
+        table.check_resolution(self.space.resolution_px, source=self.path / name)
         if not self.elsewhere:
             there, here = (f"{one.name} {one.version}" for one in (table.runtime, self.runtime))
             changed = [] if there == here else [f"with {there}, but here is {here}"]

@@ -105,12 +105,9 @@ def deliver(
     slowest = max((round_ for round_ in rounds if round_.digest in fitting), key=lambda round_: round_.measured_ms or 0)
     shortfall, measured_ms = None, slowest.measured_ms or 0.0
     if measured_ms < (1.0 - slack) * budget_ms:
-        near_enough = measured_ms >= (1.0 - slack) * goal_ms
-        why = (
-            f"a margin of {100 * margin:g} % is kept free, and up to {100 * slack:g} % of the rest"
-            if near_enough
-            else _above(rounds, goal_ms, asked_ms, used_up=len(rounds) == max_rounds)
-        )
+        why = f"a margin of {100 * margin:g} % is kept free, and up to {100 * slack:g} % of the rest"
+        if measured_ms < (1.0 - slack) * goal_ms:
+            why = _above(rounds, goal_ms, asked_ms, used_up=len(rounds) == max_rounds)
         shortfall = f"{100 * (1 - measured_ms / budget_ms):.1f} % below the budget: {why}"
     return Delivery(
         budget_ms=budget_ms, architecture=fitting[slowest.digest], rounds=tuple(rounds), shortfall=shortfall

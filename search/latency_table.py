@@ -191,6 +191,12 @@ class LatencyTable(Record):
         """How many of a net's parts were not measured but lie between measured ones (`Entry.interpolated`)."""
         return sum(key in self._between for key in keys(architecture))
 
+    def check_resolution(self, resolution_px: tuple[int, int], *, source: object) -> None:
+        """Raise `UserError`, which begins with `source`, unless the table is of images of this height and width."""
+        if self.resolution_px != resolution_px:
+            there, here = ("x".join(map(str, size)) for size in (self.resolution_px, resolution_px))
+            raise UserError(f"{source}: is of {there} pixels, but the experiment has {here}")
+
     def fastest(self, space: SearchSpace) -> Architecture:
         """The architecture of a space that is predicted fastest: the smallest one, unless another is faster.
 
