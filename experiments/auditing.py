@@ -14,7 +14,7 @@ from experiments.console import Screen, counted
 from experiments.run import Run
 from search.correction import fit_correction
 from search.isolated import isolated_ms, isolated_nets
-from search.latency_audit import LatencyErrors, LatencyPair, corrected, errors, pair_of
+from search.latency_audit import LatencyErrors, LatencyPair, corrected, errors, evenly_spread, pair_of
 from search.latency_table import LatencyTable
 from search.net_building import CannotBuild
 from search.parts import LatencyKey, keys
@@ -82,12 +82,8 @@ def spread_nets(
             f"the space has {len(drawn)} net{'s' if len(drawn) > 1 else ''}, and the table's audit has measured all of"
             " them: there is none that it has not seen"
         )
-    left = sorted(found.values(), key=lambda pair: pair[0])
-    chosen: list[Architecture] = []
-    for target_ms in np.linspace(left[0][0], left[-1][0], min(count, len(left))):
-        index = min(range(len(left)), key=lambda index: abs(left[index][0] - target_ms))
-        chosen.append(left.pop(index)[1])
-    return chosen
+    pairs = list(found.values())
+    return [pairs[index][1] for index in evenly_spread([latency_ms for latency_ms, _ in pairs], count)]
 
 
 def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: int = 10) -> AuditRecord:

@@ -228,7 +228,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupted() -> int:
-    print("slimformer: interrupted; run the same command again to go on", file=sys.stderr)
+    print("slimformer: interrupted; the same command goes on from what was finished", file=sys.stderr)
     return INTERRUPTED
 
 

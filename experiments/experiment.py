@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from search.efficiency import MobileEfficiency
 from search.importance import ImportanceKind
+from search.methods import search_method
 from supernet.schema import Record, RecordT, UserError, parse, parse_yaml, read_data
 from supernet.space import SearchSpace, SpaceShape
 from train.data import DataConfig
 from train.retraining import RetrainConfig
 from train.supernet_training import SupernetConfig
 
-Method = Literal["search", "frontier", "exact", "evolution", "random_search", "uniform", "random"]
 Positive = Annotated[int, Field(gt=0)]
 Milliseconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _known(method: str) -> str:
+    search_method(method)
+    return method
+
+
+Method = Annotated[str, AfterValidator(_known)]
+"""The name of a search method (`search.methods`)."""
 
 
 class Seeds(Record):
@@ -123,11 +132,11 @@ class SearchConfig(Record):
     Budgets are given in milliseconds, or as shares of the largest architecture's predicted latency, for an experiment
     that should run on any device. `methods` are all delivered at every budget: the published slimming ("search"), the
     same over every legal action of a step ("frontier"), the integer program over choices that are scored one by one
-    ("exact"), evolution, the best-scored of many random architectures ("random_search"), uniform scaling and one random
-    architecture. A net must measure `margin` below its budget before it is retrained; one that measures more than
-    `slack` of that below it is given up for a slower one, if the method has any. Scores re-fit batch-norm statistics on
-    `refit_images` training images, in equal batches of at most `evaluate.batch_size`, and count `score_images` of the
-    held-out part (null: all of it).
+    ("exact"), evolution, the best-scored of many random architectures ("random_search"), uniform scaling, one random
+    architecture, and methods of your own (`search.methods.register_method`). A net must measure `margin` below its
+    budget before it is retrained; one that measures more than `slack` of that below it is given up for a slower one, if
+    the method has any. Scores re-fit batch-norm statistics on `refit_images` training images, in equal batches of at
+    most `evaluate.batch_size`, and count `score_images` of the held-out part (null: all of it).
 
     `importance` is what the published slimming goes by: the supernet's alphas as published, the rise of the loss of
     those images when a block alone is left out, or the gradients of that loss in gates on the blocks. The report shows

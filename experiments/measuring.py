@@ -16,7 +16,7 @@ from search.latency_audit import LatencyAudit
 from search.latency_table import LatencyTable
 from search.measure import Net, Timing, machine, measure
 from search.model_files import SUFFIXES, file_suffix, input_shape
-from search.net_building import CannotBuild, module_of, named, runnable
+from search.net_building import CannotBuild, module_of, runnable
 from search.runtimes import FileRuntime, Runtime
 from supernet import Architecture, UserError, list_models, published_architecture
 from supernet.schema import Record, nearest
@@ -86,7 +86,7 @@ def measurable(model: str, *, resolution_px: int | None) -> Measurable:
 
     def build(runtime: Runtime, batch_size: int) -> Net:
         module, shape = module_of(architecture), (batch_size, *architecture.input_shape)
-        return runnable(model, named(runtime), shape, lambda: runtime.build(module, shape))
+        return runnable(model, runtime, shape, lambda: runtime.build(module, shape))
 
     return Measurable(model, build, architecture)
 
@@ -102,7 +102,7 @@ def _file(runtime: Runtime, path: Path, batch_size: int) -> Net:
     if len(shape) != 4 or len(sides) != 3:
         raise UserError(f"{path}: its input is {list(shape)}, not images of one size")
     wanted = (batch_size, *sides)
-    return runnable(str(path), named(runtime), wanted, lambda: runtime.load(path, wanted))
+    return runnable(str(path), runtime, wanted, lambda: runtime.load(path, wanted))
 
 
 def table_at(path: Path) -> LatencyTable:

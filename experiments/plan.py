@@ -185,7 +185,7 @@ def _table_work(experiment: Experiment, space: SearchSpace) -> tuple[str, float]
 
 
 def most_scores(space: SearchSpace, search: SearchConfig) -> int:
-    """How many architectures the methods score at most."""
+    """How many architectures the project's own methods score at most."""
     widths = sum(len(space.widths(number)) for number in range(1, len(space.stages) + 1))
     budgets = len(search.budgets_ms or search.budgets_of_largest or ())
     scores = 0

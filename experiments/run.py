@@ -15,10 +15,11 @@ from experiments.artifacts import RunFolder, environment
 from experiments.console import Screen, counted
 from experiments.experiment import Experiment
 from search.bench import bytes_at_once
-from search.latency_audit import LatencyAudit
+from search.latency_audit import LatencyAudit, evenly_spread
 from search.latency_table import LatencyTable
 from search.measure import Net, Timing, machine, measure
 from search.net_building import Buildable, Built, NetT, build_models, building
+from search.parts import keys, macs_of
 from search.runtimes import Runtime, runtime
 from supernet import Architecture, SearchSpace, Supernet, UserError
 from train.checkpoint import load_weights
@@ -31,7 +32,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 REFERENCES = 6  # nets of the audit that tell the machine's speed wherever a single net is measured
 WARMUP_RUNS = 5
-DRAWS_A_NET = 50  # so often at most, until there is one that was not drawn before
+DRAWN_A_NET = 10  # different nets of which one is measured ...
+DRAWS_A_NET = 50  # ... with so many draws at most
 MOST_AT_ONCE = 4  # each holds the decoded images of its own
 
 
@@ -109,15 +111,21 @@ class Run:
         return (self.experiment.table.precision or "fp32") if self.elsewhere else self.runtime.precision
 
     def audit_nets(self, space: SearchSpace) -> list[Architecture]:
-        """The random whole nets that audit the table, from this space."""
-        count, nets = self.experiment.table.audit_nets, dict[str, Architecture]()
+        """The whole nets that audit the table and correct it: the smallest, the largest, and random ones between.
+
+        They are spread over the MACs, because nothing is known of milliseconds yet, and in random order.
+        """
+        count = self.experiment.table.audit_nets
         generator = generator_for(self.experiment.seeds.table, "audit nets")
+        nets = {net.digest: net for net in (space.smallest, space.largest)}
         for _ in range(DRAWS_A_NET * count):
-            if len(nets) == count:
+            if len(nets) >= DRAWN_A_NET * count:
                 break
             architecture = space.random(generator)
             nets[architecture.digest] = architecture
-        return list(nets.values())
+        drawn = list(nets.values())
+        chosen = evenly_spread([sum(map(macs_of, keys(net))) for net in drawn], count)
+        return [drawn[chosen[index]] for index in torch.randperm(len(chosen), generator=generator).tolist()]
 
     @cached_property
     def runtime(self) -> Runtime:

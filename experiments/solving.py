@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from experiments.artifacts import digest_of
 from experiments.console import counted
@@ -18,18 +18,18 @@ from search.baselines import random_architecture, uniform_scaling
 from search.contributions import Contributions, removal_contributions
 from search.delivery import Delivery, deliver
 from search.exact import Optimum
+from search.front import Front, Scored
 from search.frontier import slim_frontier
 from search.importance import Importance, ImportanceKind
 from search.limits import AnyLimit, latency_limit
+from search.methods import answered, search_method
+from search.random_search import TOLERANCE, random_search
 from search.refining import refined
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
 from supernet import Architecture
 from supernet.schema import plain, save
 from train.randomness import generator_for
-
-if TYPE_CHECKING:
-    from search.evolution import Scored  # which loads Optuna: half a second that other methods do not need
 
 EVOLUTION = "evolution.db"
 PROOFS = "exact"  # its file without suffix, too
@@ -156,9 +156,9 @@ class Solver:
         return [path]
 
     @cached_property
-    def evolved(self) -> list[Scored]:
+    def evolved(self) -> Front:
         """What evolution has scored, for all budgets at once; a study in the run folder, or in a shared database."""
-        from search.evolution import evolve
+        from search.evolution import evolve  # loads Optuna: half a second that other methods do not need
 
         run, config = self.run, self.run.experiment.search.evolution
         came_from = [run.folder.manifest.stages[name].artifacts for name in ("supernet", "table")]
@@ -186,8 +186,6 @@ class Solver:
         Another question about the same budget is answered from those that were scored for it, as evolution answers
         it, as long as half of them are close below what is asked now; if not, as many are scored again.
         """
-        from search.evolution import TOLERANCE, best_within, random_search
-
         run = self.run
         trials = max(1, run.experiment.search.evolution.trials // len(run.budgets_ms))
         known = self._random.setdefault(job.budget_ms, [])
@@ -202,18 +200,20 @@ class Solver:
                     trials=trials,
                     generator=generator_for(run.experiment.seeds.search, "random search", f"{job.budget_ms:g}"),
                     progress=counted(advance),
-                )
-        return best_within(known, asked_ms)
+                ).scored
+        return Front(tuple(known)).within(asked_ms)
 
     def method(self, job: Job) -> Callable[[float], Architecture]:
         """`solve(asked_ms) -> Architecture` for a job's method."""
         match job.method:
-            case "search" | "frontier" as greedy:
-                return lambda asked_ms: self.slimmed(asked_ms, method=greedy)
+            case "search":
+                return lambda asked_ms: self.slimmed(asked_ms, method="search")
+            case "frontier":
+                return lambda asked_ms: self.slimmed(asked_ms, method="frontier")
             case "exact":
                 return lambda asked_ms: self.exact(job, asked_ms)
             case "evolution":
-                return self._evolved_within
+                return lambda asked_ms: self.evolved.within(asked_ms)
             case "random_search":
                 return lambda asked_ms: self.random_searched(job, asked_ms)
             case "uniform":
@@ -228,11 +228,23 @@ class Solver:
                     budget_ms=asked_ms,
                     generator=generator_for(seed, "random architecture", f"{job.budget_ms:g}"),
                 )
+            case _:
+                return lambda asked_ms: self.own(job, asked_ms)
 
-    def _evolved_within(self, asked_ms: float) -> Architecture:
-        from search.evolution import best_within
-
-        return best_within(self.evolved, asked_ms)
+    def own(self, job: Job, asked_ms: float) -> Architecture:
+        """What a user's own method answers. Raises `UserError` for an answer that is none."""
+        run = self.run
+        check_reachable(run.runnable_space, table=run.table, budget_ms=asked_ms)
+        with run.screen.bar(f"{job.method} for {job.budget_ms:g} ms"):
+            answer = search_method(job.method)(
+                run.runnable_space,
+                table=run.table,
+                budget_ms=asked_ms,
+                score=self.scorer,
+                importance=self.importance(run.experiment.search.importance),
+                generator=generator_for(run.experiment.seeds.search, job.method, f"{job.budget_ms:g}"),
+            )
+        return answered(answer, job.method, space=run.runnable_space, table=run.table, budget_ms=asked_ms)
 
     def deliver(self, job: Job, *, ask_at_most_ms: float | None = None) -> Delivery:
         """An architecture whose whole net measures within the job's budget. Raises `BudgetUnreachable`.

@@ -1,4 +1,4 @@
-"""Evolution over score and latency through Optuna, and random search at equal cost: what the other methods must beat.
+"""Evolution over score and latency through Optuna.
 
 A trial is an architecture: a width for each stage, a candidate for each position. Trials live in a storage that several
 processes can share and that outlives them; with one process the result depends on the seed alone, interrupted or not.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import optuna
 import torch
@@ -20,31 +20,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.evolution_storage import HEARTBEAT_SECONDS, opened
-from search.slimming import BudgetUnreachable, Latencies, Score, check_reachable, scores_of
+from search.front import Front, Scored
+from search.slimming import Latencies, Score, check_reachable
 from supernet import Architecture, SearchSpace
 from supernet.candidate import Candidate
 
 SamplerName = Literal["nsga2", "nsga3", "tpe"]
 GIVEN = "given"  # the trial's attribute that says which of the first ones it is
-DRAWS_A_NET = 200  # of random search, for each net that it scores
-TOLERANCE = 0.05  # how far below the budget the nets of random search are, as a share of it
-
-
-class Scored(NamedTuple):
-    """An architecture, its score in percent and its predicted latency in ms."""
-
-    architecture: Architecture
-    percent: float
-    latency_ms: float
-
-
-def best_within(scored: Sequence[Scored], budget_ms: float) -> Architecture:
-    """The best-scored architecture within a latency; of equal ones the faster. Raises `BudgetUnreachable`."""
-    within = [found for found in scored if found.latency_ms <= budget_ms]
-    if not within:
-        least_ms = min((found.latency_ms for found in scored), default=budget_ms)
-        raise BudgetUnreachable(budget_ms, least_ms, of="the fastest architecture that was scored")
-    return max(within, key=lambda found: (found.percent, -found.latency_ms, found.architecture.digest)).architecture
 
 
 def evolve(
@@ -61,7 +43,7 @@ def evolve(
     study_name: str = "evolution",
     alone: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Scored]:
+) -> Front:
     """Score `trials` architectures of a study, and return all that it holds, in the order in which they were finished.
 
     The study maximises the score and minimises the latency; architectures above `most_ms` are constrained away. It
@@ -102,7 +84,7 @@ def evolve(
                 study.tell(trial.number, state=TrialState.FAIL)
         if len(_finished(study)) < trials:
             study.optimize(objective, callbacks=[stop])
-        return [Scored(decoded(space, trial.params), *trial.values) for trial in _finished(study)]
+        return Front(tuple(Scored(decoded(space, trial.params), *trial.values) for trial in _finished(study)))
 
 
 class _Numbered(BaseSampler):
@@ -170,43 +152,6 @@ def _is_choosing(other: FrozenTrial, *, before: FrozenTrial) -> bool:
     if other.datetime_start is None or before.datetime_start is None:
         return False
     return before.datetime_start - other.datetime_start < timedelta(seconds=2 * HEARTBEAT_SECONDS)  # else it has died
-
-
-def random_search(
-    space: SearchSpace,
-    *,
-    table: Latencies,
-    score: Score,
-    budget_ms: float,
-    trials: int,
-    generator: torch.Generator,
-    tolerance: float = TOLERANCE,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Scored]:
-    """Score `trials` different random architectures predicted within `tolerance` below the budget.
-
-    Where the space has not that many there, they are the slowest of those drawn within the budget. Raises
-    `BudgetUnreachable` if none is below.
-    """
-    reached = check_reachable(space, table=table, budget_ms=budget_ms)
-    drawn: dict[Architecture, float] = {reached: table.latency_ms(reached)}
-    near = 0
-    for _ in range(DRAWS_A_NET * trials):
-        if near >= trials:
-            break
-        architecture = space.random(generator)
-        if architecture not in drawn:
-            drawn[architecture] = table.latency_ms(architecture)
-            near += (1 - tolerance) * budget_ms <= drawn[architecture] <= budget_ms
-    slowest = sorted(
-        ((net, ms) for net, ms in drawn.items() if ms <= budget_ms), key=lambda found: (-found[1], found[0].digest)
-    )
-    scored = []
-    taken = slowest[:trials]
-    for (net, ms), percent in zip(taken, scores_of(score, [net for net, _ in taken]), strict=True):
-        scored.append(Scored(net, percent, ms))
-        progress(len(scored), len(taken))
-    return scored
 
 
 def encoded(space: SearchSpace, architecture: Architecture) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from search.measure import Progress, measure
-from search.net_building import named, runnable
+from search.net_building import runnable
 from search.parts import LatencyKey, part_module
 from search.runtimes import Runtime
 
@@ -27,7 +27,7 @@ def isolated_nets(
         if key.part != "reshape":
             module, sizes = alone(key)
             shape = (batch_size, *sizes)
-            nets[key] = runnable(f"{key} alone", named(runtime), shape, partial(runtime.build, module, shape))
+            nets[key] = runnable(f"{key} alone", runtime, shape, partial(runtime.build, module, shape))
     return nets
 
 

@@ -116,6 +116,19 @@ def audit(table: LatencyTable, timings: Mapping[Architecture, Timing]) -> Latenc
     return _summary(table, tuple(pair_of(net, table, timing) for net, timing in timings.items()))
 
 
+def evenly_spread(values: Sequence[float], count: int) -> list[int]:
+    """The indices of at most `count` of the values, as evenly over their range as they come, from the smallest on.
+
+    A correction that is fitted on nets from the middle of a range alone is a guess at its ends (LOG.md, 2026-11-29).
+    """
+    left = sorted(range(len(values)), key=values.__getitem__)
+    chosen: list[int] = []
+    for target in np.linspace(values[left[0]], values[left[-1]], min(count, len(left))):
+        chosen.append(min(left, key=lambda index: abs(values[index] - target)))
+        left.remove(chosen[-1])
+    return chosen
+
+
 def errors(pairs: Sequence[LatencyPair]) -> LatencyErrors:
     """The errors of these predictions."""
     percent = np.array([pair.error_percent for pair in pairs])

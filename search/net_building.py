@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from search.measure import Net, machine
+from search.measure import Net, machine, torch_threads
 from search.runtimes import ExportingRuntime, NotInstalled, Runtime
 from search.skeletons import Skeleton, build_skeleton
 from search.timed_weights import timed_weights
@@ -96,7 +96,7 @@ def _build(net: Skeleton | Architecture | Buildable, runtime: Runtime, batch_siz
     module = module_of(net)
     size_bytes = sum(parameter.nbytes for parameter in module.parameters())
     shape = (batch_size, *net.input_shape)
-    return Built(runnable(described(net), named(runtime), shape, partial(runtime.build, module, shape)), size_bytes)
+    return Built(runnable(described(net), runtime, shape, partial(runtime.build, module, shape)), size_bytes)
 
 
 def _from_files(
@@ -163,19 +163,22 @@ def _load(
 ) -> Built:
     if isinstance(made, _Refusal):
         raise CannotBuild(made.reason)
-    return Built(runnable(described(net), named(runtime), shape, partial(runtime.load, made, shape)), len(made))
+    return Built(runnable(described(net), runtime, shape, partial(runtime.load, made, shape)), len(made))
 
 
-def runnable(what: str, who: str, shape: tuple[int, ...], build: Callable[[], Net]) -> Net:
-    """A net that was built and has run once: some runtimes refuse no sooner. Raises as `answered` does."""
+def runnable(what: str, runtime: Runtime, shape: tuple[int, ...], build: Callable[[], Net]) -> Net:
+    """A net that was built and has run once, as it will be timed: some runtimes refuse, or compile, no sooner.
+
+    Raises as `answered` does.
+    """
 
     def built() -> Net:
         net = build()
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_threads(runtime.threads):
             net()
         return net
 
-    return answered(what, who, shape, built)
+    return answered(what, named(runtime), shape, built)
 
 
 ResultT = TypeVar("ResultT")

@@ -17,14 +17,16 @@ import yaml
 from experiments.cli import app
 from experiments.experiment import load_experiment
 from experiments.plugins import import_plugins
-from search import runtimes
+from search import methods, runtimes
 from search.bundle import SCRIPT
+from search.front import Front
 from search.measure import measure
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, block_types, blocks, create_model, inherit
 from supernet.blocks import build_block
 from supernet.candidate import Candidate
 from supernet.convert import export_weights
 from supernet.schema import parse, parse_yaml
+from tests.search.test_agreement import table_of
 from train import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,13 +72,15 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_types, "_BLOCK_TYPES", dict(block_types._BLOCK_TYPES))
     monkeypatch.setattr(blocks, "_BUILDERS", dict(blocks._BUILDERS))
     monkeypatch.setattr(runtimes, "_FACTORIES", dict(runtimes._FACTORIES))
+    monkeypatch.setattr(methods, "_OWN", {})
 
 
 @pytest.fixture
 def readme_plugins(registries: None, tmp_path: Path) -> Iterator[None]:
-    """The README's own block and runtime, loaded as `--plugin` loads them."""
+    """The README's own block, runtime and search method, loaded as `--plugin` loads them."""
     paths = []
-    for name, containing in (("my_blocks", "register_block"), ("my_runtimes", "register_runtime")):
+    files = (("my_blocks", "register_block"), ("my_runtimes", "register_runtime"), ("my_methods", "register_method"))
+    for name, containing in files:
         paths.append(tmp_path / f"{name}.py")
         paths[-1].write_text(snippet(containing))
     import_plugins(paths)
@@ -136,6 +140,41 @@ def test_the_readmes_runtime_runs_and_times_a_net_with_the_readmes_block() -> No
         torch.testing.assert_close(torch.from_numpy(logits), model(torch.ones(1, 3, 16, 16)), rtol=1e-3, atol=1e-4)
     timing = measure({"net": run}, rounds=3, warmup=1, generator=torch.Generator().manual_seed(0))["net"]
     assert 0 < timing.median_ms < 1000
+
+
+@pytest.mark.usefixtures("readme_plugins")
+def test_the_readmes_search_method_climbs_within_the_budget() -> None:
+    (name,) = re.findall(r"`--method (hill_climbing)`", README)
+    space = readme_space()
+    table, best = table_of(space), space.scaled(0.5)
+
+    def alike(net: Architecture) -> float:
+        """How many choices a net shares with the best."""
+        widths = sum(a.width_channels == b.width_channels for a, b in zip(net.stages, best.stages, strict=True))
+        return widths + sum(a == b for a, b in zip(space.choices(net), space.choices(best), strict=True))
+
+    budget_ms = 1.2 * table.latency_ms(best)
+    steps = []
+    for seed in range(4):
+        answer = methods.search_method(name)(
+            space,
+            table=table,
+            budget_ms=budget_ms,
+            score=alike,
+            importance=None,  # type: ignore[arg-type]
+            generator=torch.Generator().manual_seed(seed),
+        )
+        assert isinstance(answer, Front)
+        percents = [found.percent for found in answer.scored]
+        assert percents == sorted(set(percents))
+        assert answer.at(budget_ms) == answer.scored[-1]
+        steps.append(len(percents))
+    assert max(steps) > 1
+
+
+def test_the_readme_lists_every_search_method_of_the_project() -> None:
+    table = README.split("| method | what it does |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(methods.BUILT_IN)
 
 
 def test_a_delivered_model_loads_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

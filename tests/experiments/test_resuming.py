@@ -90,7 +90,7 @@ def test_a_supernet_that_was_interrupted_goes_on_to_the_same_bytes(
         interrupt(patch, SupernetTraining, at_call=at_call, by=by)
         outcome = slimformer(*words)
     assert outcome.code == 130
-    assert outcome.err == "slimformer: interrupted; run the same command again to go on\n"
+    assert outcome.err == "slimformer: interrupted; the same command goes on from what was finished\n"
     manifest = RunFolder(tmp_path / "run").manifest
     assert manifest.begun["supernet"].seconds > 0
     assert not manifest.stages

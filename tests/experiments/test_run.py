@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from experiments.stages import stage_named
 from search.correction import Correction
 from search.table_building import build_table
 from search.trajectory import Trajectory
+from supernet import cost
 from supernet.onnx_export import onnx_parity
 from train import streaming
 from train.augment import AugmentConfig
@@ -100,7 +102,7 @@ def test_evolution_searches_as_its_config_says(copied: Path, tmp_path: Path) -> 
         run = run_of(copied, *(f"search.evolution.{override}" for override in overrides))
         for path in copied.glob(f"{EVOLUTION}*"):
             path.unlink()
-        return [(found.architecture.digest, found.percent) for found in Solver(run).evolved]
+        return [(found.architecture.digest, found.percent) for found in Solver(run).evolved.scored]
 
     first = evolved("trials=12", "population=6")
     assert len(first) == 12
@@ -293,3 +295,17 @@ def test_an_augmentation_reaches_the_batches_of_both_trainings(finished: Path) -
         training = Retraining(model, run.data, changed, digest="", seed=0, device=torch.device("cpu"))
         shown.append(next(training.batches(0, 0))[0])
     assert not torch.equal(*shown)
+
+
+def test_the_nets_that_correct_a_table_are_spread_over_its_range_and_in_random_order(
+    copied: Path,
+) -> None:
+    run = run_of(copied, "table.audit_nets=12")
+    nets = run.audit_nets(run.space)
+    assert len({net.digest for net in nets}) == 12
+    assert {run.space.smallest, run.space.largest} <= set(nets)
+    macs = [cost(net).macs for net in nets]
+    assert macs != sorted(macs)
+    steps = np.diff(sorted(macs)) / (max(macs) - min(macs))
+    assert steps.max() < 0.3
+    assert run.audit_nets(run.space) == nets

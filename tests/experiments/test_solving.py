@@ -249,3 +249,32 @@ def test_limits_out_of_reach_end_with_the_smallest_value(run: Run) -> None:
     fewest = cost(run.space.smallest).parameters
     with pytest.raises(LimitsUnreachable, match=rf"parameters at most 1 \(smallest: {fewest}\)"):
         solved(limited(run, parameters=1))
+
+
+METHOD = '''
+from search.front import Front, Scored
+from search.methods import register_method
+
+
+@register_method("test_widest")
+def widest(space, *, table, budget_ms, score, generator, **_):
+    """Of eight random architectures within the budget, the one whose last stage is widest."""
+    nets = [net for _ in range(200) if table.latency_ms(net := space.random(generator)) <= budget_ms][:8]
+    widest = max(nets, key=lambda net: (net.stages[-1].width_channels, net.digest))
+    return Front((Scored(widest, score(widest), table.latency_ms(widest)),))
+'''
+
+
+def test_a_method_of_a_users_own_is_one_of_the_run(
+    copied: Path, tmp_path: Path, slimformer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.methods._OWN", {})
+    plugin = tmp_path / "test_own_method.py"
+    plugin.write_text(METHOD)
+    words = ("search", copied, "--method", "test_widest", "--method", "uniform")
+    assert "unknown search method 'test_widest' (known: " in slimformer(*words).mistake
+    outcome = slimformer(*words, "--redo", "--plugin", plugin)
+    assert outcome.code == 0, outcome.err
+    found = sorted(path.name for path in (copied / "architectures" / "test_widest").glob("*.yaml"))
+    assert found == sorted(path.name for path in (copied / "architectures" / "uniform").glob("*.yaml"))
+    assert found

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from search.evolution import Scored, best_within, decoded, encoded, evolve, random_search
+from search.evolution import decoded, encoded, evolve
+from search.front import Front, Scored
+from search.random_search import random_search
 from search.slimming import BudgetUnreachable
 from supernet.architecture import Architecture
 from supernet.block_types import Identity
@@ -37,7 +39,7 @@ def search(space: SearchSpace, table: Any) -> Callable[..., list[Scored]]:
 
     def evolved(**options: Any) -> list[Scored]:
         settings = {"table": table, "score": score, "most_ms": 4.5, "trials": 24, "population": 8, "seed": 0}
-        return evolve(space, **settings | options)
+        return list(evolve(space, **settings | options).scored)
 
     return evolved
 
@@ -112,8 +114,8 @@ def test_evolution_finds_better_ones_than_as_many_random_architectures(space: Se
     large = space.model_copy(update={"stages": stages})
     found, drawn = [], []
     for seed in range(3):
-        scored = evolve(large, table=table, score=score, most_ms=5.0, trials=150, population=20, seed=seed)
-        found.append(score(best_within(scored, 5.0)))
+        front = evolve(large, table=table, score=score, most_ms=5.0, trials=150, population=20, seed=seed)
+        found.append(score(front.within(5.0)))
         generator = torch.Generator().manual_seed(seed)
         nets = [large.random(generator) for _ in range(150)]
         drawn.append(max(score(net) for net in nets if table.latency_ms(net) <= 5.0))
@@ -123,7 +125,7 @@ def test_evolution_finds_better_ones_than_as_many_random_architectures(space: Se
 def test_what_is_delivered_is_within_the_budget_and_the_best_there(search: Callable[..., list[Scored]]) -> None:
     scored = search()
     for budget_ms in (2.5, 3.5, 4.5):
-        best = best_within(scored, budget_ms)
+        best = Front(tuple(scored)).within(budget_ms)
         (found,) = {one for one in scored if one.architecture == best}
         assert found.latency_ms <= budget_ms
         assert found.percent == max(one.percent for one in scored if one.latency_ms <= budget_ms)
@@ -143,7 +145,7 @@ def test_a_budget_below_the_smallest_is_refused_before_anything_is_scored(
             space, table=table, score=never, budget_ms=too_little, trials=3, generator=torch.Generator().manual_seed(0)
         )
     with pytest.raises(BudgetUnreachable, match="out of reach"):
-        best_within(search(), too_little)
+        Front(tuple(search())).within(too_little)
 
 
 def test_random_search_scores_so_many_different_ones_close_below_the_budget(space: SearchSpace, table: Any) -> None:
@@ -162,7 +164,7 @@ def test_random_search_scores_so_many_different_ones_close_below_the_budget(spac
             trials=15,
             generator=torch.Generator().manual_seed(seed),
             tolerance=0.1,
-        )
+        ).scored
         for seed in (0, 0, 1)
     ]
     assert found[0] == found[1] != found[2]

@@ -19,8 +19,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from search import evolution, evolution_storage
-from search.evolution import GIVEN, Scored, evolve
+from search.evolution import GIVEN, evolve
 from search.evolution_storage import opened
+from search.front import Scored
 from supernet.architecture import Architecture
 from supernet.schema import UserError
 from supernet.space import SearchSpace
@@ -120,7 +121,7 @@ def search(space: SearchSpace, table: Any) -> Callable[..., list[Scored]]:
 
     def evolved(**options: Any) -> list[Scored]:
         settings = {"table": table, "score": score, "most_ms": 4.5, "trials": 12, "population": POPULATION, "seed": 0}
-        return evolve(space, **settings | options)
+        return list(evolve(space, **settings | options).scored)
 
     return evolved
 

@@ -143,3 +143,18 @@ def test_a_net_that_fails_when_it_runs_first_is_refused_like_one_that_cannot_be_
         with pytest.raises(CannotBuild, match=reason) as refused:
             build_models(NETS, Late(), batch_size=1, processes=processes)
         assert str(refused.value).startswith("files 1 cannot run a small net of mb4d at 16 channels and 4x4 px")
+
+
+def test_the_first_call_runs_on_the_runtimes_threads_as_the_timed_ones_do() -> None:
+    seen: list[int] = []
+
+    class OnThreads:
+        name, version, precision, threads = "own", "1", "fp32", 3
+
+        def build(self, module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[], object]:
+            return lambda: seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    build_models(NETS[:1], OnThreads(), batch_size=1)
+    assert seen == [3]
+    assert torch.get_num_threads() == before
