@@ -256,7 +256,7 @@ def _written(
 
 
 def _plugins(run: Run) -> dict[str, str]:
-    return {path.name: sha256(path) for path in run.plugins}
+    return {path.name: sha256(path) for path in run.plugins_of_models}
 
 
 def _device(machine: Machine, runtime: RuntimeName) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.artifacts import digest_of
+from experiments.artifacts import digest_of, sha256
 from experiments.compare_record import (
     REFERENCE,
     CompareRecord,
@@ -31,6 +31,7 @@ from experiments.scoring import nets_scored
 from experiments.solving import Solver
 from experiments.study import CompareConfig, Study
 from experiments.study_units import FailedTraining, StudyFolder, TrainedNet, Training, failures, trained
+from search.methods import BUILT_IN
 from search.slimming import Unreachable
 from supernet import Architecture, cost
 from supernet.cost import Cost
@@ -102,8 +103,12 @@ class CompareStudy:
         return self._costs[net.digest]
 
     def _searching(self, method: Method, seed: int) -> Path:
-        """Where a method with a seed keeps its scores and trials, apart from others, so that each pays for its own."""
-        return self.folder.path / "searches" / self.key / f"{method}-seed{seed}"
+        """Where a method with a seed keeps its scores and trials, apart from others, so that each pays for its own.
+
+        A method of a user's own, edited, searches anew.
+        """
+        own = "" if method in BUILT_IN else f"-{digest_of([sha256(path) for path in self.run.plugins])[:8]}"
+        return self.folder.path / "searches" / self.key / f"{method}{own}-seed{seed}"
 
     def _nets_scored(self) -> dict[str, float]:
         """How many nets a search of each method scored, the mean over its seeds that are done."""

@@ -117,7 +117,8 @@ def _key(run: Run, stage: Stage) -> tuple[str, dict[str, str]]:
     elif stage.builds:
         content["classes"] = run.space.num_classes
     if stage.builds:
-        content |= {f"plugin {path.name}": sha256(path) for path in run.plugins}
+        plugins = run.plugins if stage.searches else run.plugins_of_models
+        content |= {f"plugin {path.name}": sha256(path) for path in plugins}
     content |= {f"file {path}": sha256(path) for path in stage.reads_files(run.experiment)}
     return digest_of(content), inputs
 

@@ -1,4 +1,4 @@
-"""A user's own Python files, which register blocks and runtimes."""
+"""A user's own Python files, which register blocks, runtimes and search methods."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from search.methods import method_names
+from search.runtimes import runtime_names
+from supernet.block_types import block_type_names
 from supernet.schema import UserError
 
 _IMPORTED: set[str] = set()
+_METHODS_ALONE: set[str] = set()
 
 
 def import_plugins(paths: Iterable[Path]) -> None:
@@ -26,6 +30,7 @@ def import_plugins(paths: Iterable[Path]) -> None:
             raise UserError(f"--plugin {path}: no such Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
+        methods, others = len(method_names()), _blocks_and_runtimes()
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # whatever a user's code raises, told by its own file and line
@@ -33,6 +38,17 @@ def import_plugins(paths: Iterable[Path]) -> None:
             reason = " ".join(str(error).split())
             raise UserError(f"--plugin {path}, line {_line(error, path)}: {type(error).__name__}: {reason}") from error
         _IMPORTED.add(path.stem)
+        if len(method_names()) > methods and _blocks_and_runtimes() == others:
+            _METHODS_ALONE.add(path.stem)
+
+
+def without_methods(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Those of the imported files that can change a model or its latency: not those with search methods alone."""
+    return tuple(path for path in paths if path.stem not in _METHODS_ALONE)
+
+
+def _blocks_and_runtimes() -> tuple[list[str], list[str]]:
+    return block_type_names(), runtime_names()
 
 
 def _line(error: Exception, path: Path) -> int:

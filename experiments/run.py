@@ -14,6 +14,7 @@ import torch
 from experiments.artifacts import RunFolder, environment
 from experiments.console import Screen, counted
 from experiments.experiment import Experiment
+from experiments.plugins import without_methods
 from search.bench import bytes_at_once
 from search.latency_audit import LatencyAudit, evenly_spread
 from search.latency_table import LatencyTable
@@ -109,6 +110,11 @@ class Run:
     def precision(self) -> str:
         """The number format in which latency counts."""
         return (self.experiment.table.precision or "fp32") if self.elsewhere else self.runtime.precision
+
+    @property
+    def plugins_of_models(self) -> tuple[Path, ...]:
+        """The plugins that models and latencies depend on: search methods need nothing to be trained again."""
+        return without_methods(self.plugins)
 
     def audit_nets(self, space: SearchSpace) -> list[Architecture]:
         """The whole nets that audit the table and correct it: the smallest, the largest, and random ones between.

@@ -64,8 +64,8 @@ class Stage:
 
     `settings` is what it takes of the config's plain data, `reads` names the stages whose files it reads,
     `reads_files` are a user's own; `builds` says that it builds models, so that plugins and the number of classes
-    count. `check` raises `UserError` for what would stop it and can be known before the stages that come first have
-    taken their hours.
+    count, `searches` that a user's search methods do as well. `check` raises `UserError` for what would stop it and can
+    be known before the stages that come first have taken their hours.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Stage:
     reads: Callable[[Experiment], tuple[str, ...]]
     reads_images: bool = True
     builds: bool = True
+    searches: bool = False
     reads_files: Callable[[Experiment], tuple[Path, ...]] = lambda experiment: ()
     check: Callable[[Run], object] = lambda run: None
 
@@ -351,6 +352,7 @@ STAGES: tuple[Stage, ...] = (
         _of("search", "evaluate", "seeds.search"),
         _files_of("supernet", "table"),
         reads_files=device_tables,
+        searches=True,
         check=check_device_tables,
     ),
     Stage(
@@ -362,7 +364,11 @@ STAGES: tuple[Stage, ...] = (
         check=lambda run: check_retraining(run.data, run.experiment.train),
     ),
     Stage(
-        "export", export_models, _of("data", "evaluate", "search"), _files_of("supernet", "table", "search", "retrain")
+        "export",
+        export_models,
+        _of("data", "evaluate", "search"),
+        _files_of("supernet", "table", "search", "retrain"),
+        searches=True,  # a model that is too slow gives way to another net
     ),
     Stage("evaluate", evaluate_stage, _of("data", "evaluate"), _files_of("search", "export")),
     Stage(

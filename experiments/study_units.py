@@ -100,8 +100,8 @@ class StudyFolder:
 
     @property
     def plugins(self) -> list[str]:
-        """The digests of the files that were plugged in."""
-        return [sha256(path) for path in self.run.plugins]
+        """The digests of the files that were plugged in, those with search methods alone left out."""
+        return [sha256(path) for path in self.run.plugins_of_models]
 
     def training(self, architecture: Architecture | ExternalNet, seed: int, *, macs: int) -> Training:
         """The training of a net with a seed; writes the net down."""

@@ -251,6 +251,11 @@ def register_block_type(block: type[Block]) -> None:
     _BLOCK_TYPES[default] = block
 
 
+def block_type_names() -> list[str]:
+    """The type names of all known blocks, sorted."""
+    return sorted(_BLOCK_TYPES)
+
+
 def block_type(name: str) -> type[Block]:
     """The registered `Block` subclass of this type name. Raises `UserError` that names the nearest one."""
     if name not in _BLOCK_TYPES:

@@ -265,16 +265,24 @@ def widest(space, *, table, budget_ms, score, generator, **_):
 '''
 
 
-def test_a_method_of_a_users_own_is_one_of_the_run(
+def test_a_method_of_a_users_own_is_one_of_the_run_and_asks_for_no_new_supernet(
     copied: Path, tmp_path: Path, slimformer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("search.methods._OWN", {})
     plugin = tmp_path / "test_own_method.py"
     plugin.write_text(METHOD)
-    words = ("search", copied, "--method", "test_widest", "--method", "uniform")
+    words = ("run", copied, "--until", "search", "--set", "search.methods=[test_widest, uniform]")
     assert "unknown search method 'test_widest' (known: " in slimformer(*words).mistake
+    before = RunFolder(copied).manifest.stages
     outcome = slimformer(*words, "--redo", "--plugin", plugin)
     assert outcome.code == 0, outcome.err
     found = sorted(path.name for path in (copied / "architectures" / "test_widest").glob("*.yaml"))
     assert found == sorted(path.name for path in (copied / "architectures" / "uniform").glob("*.yaml"))
     assert found
+    after = RunFolder(copied).manifest.stages
+    assert [after[name] == before[name] for name in ("supernet", "table", "search")] == [True, True, False]
+    plugin.write_text(METHOD.replace("eight", "its eight"))
+    monkeypatch.setattr("search.methods._OWN", {})
+    assert slimformer(*words, "--redo", "--plugin", plugin).code == 0
+    edited = RunFolder(copied).manifest.stages
+    assert [edited[name] == after[name] for name in ("supernet", "table", "search")] == [True, True, False]

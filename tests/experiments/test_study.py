@@ -21,6 +21,7 @@ from experiments.models import Proofs
 from experiments.study import Study, load_study, studied_run
 from experiments.study_units import Training, distinct
 from supernet.schema import load, save
+from tests.experiments.test_solving import METHOD
 from train.loop import LossDiverged
 
 Slimformer = Callable[..., Any]
@@ -309,7 +310,12 @@ def test_scores_of_another_runnable_space_are_kept_apart(ranked: Any, write: Wri
 
 
 def test_a_comparison_delivers_and_trains_what_is_shared_once(
-    scored: Path, write: WriteStudy, slimformer: Slimformer, tmp_path: Path, trained_nets: list[tuple[str, int]]
+    scored: Path,
+    write: WriteStudy,
+    slimformer: Slimformer,
+    tmp_path: Path,
+    trained_nets: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = scored
     outcome = slimformer("study", write(rank={"architectures": 5}, compare=COMPARE), "--out", out)
@@ -355,6 +361,16 @@ def test_a_comparison_delivers_and_trains_what_is_shared_once(
     assert again.code == 0, again.err
     assert trained_nets == []
     assert record(out, "study.json") == found
+    monkeypatch.setattr("search.methods._OWN", {})
+    plugin = tmp_path / "test_studied_method.py"
+    plugin.write_text(METHOD)
+    words = ("--set", "compare.methods=[random_search, test_widest]", "--plugin", plugin)
+    beside = slimformer("study", tmp_path / "study.yaml", "--out", out, *words)
+    assert beside.code == 0, beside.err
+    random_search, own = record(out, "study.json")["results"]
+    assert random_search["accuracy_percent"] == results["random_search"]["accuracy_percent"]
+    assert (own["method"], own["search_seeds"], own["missing"]) == ("test_widest", [0, 1], 0)
+    assert set(trained_nets) <= {(net["digest"], seed) for net in own["nets"] for seed in (0, 1)}
 
 
 def test_timms_models_are_as_wide_as_the_budget_and_trained_and_measured_like_the_others(
