@@ -11,7 +11,7 @@ import torch
 
 from experiments.artifacts import Environment
 from experiments.console import Screen, counted
-from experiments.run import Run
+from experiments.run import DRAWS_A_NET, Run
 from search.correction import fit_correction
 from search.isolated import isolated_ms, isolated_nets
 from search.latency_audit import LatencyErrors, LatencyPair, corrected, errors, evenly_spread, pair_of
@@ -22,7 +22,7 @@ from supernet import Architecture, SearchSpace, UserError, cost
 from supernet.schema import save
 from train.randomness import generator_for
 
-DRAWS_A_NET = 50
+ISOLATED_ROUNDS = 10  # of visits of every part alone
 
 
 class PredictorErrors(LatencyErrors):
@@ -86,7 +86,7 @@ def spread_nets(
     return [pairs[index][1] for index in evenly_spread([latency_ms for latency_ms, _ in pairs], count)]
 
 
-def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: int = 10) -> AuditRecord:
+def audit_run(run: Run, *, nets: int, rounds: int, seed: int) -> AuditRecord:
     """Measure so many unseen nets of a run's space, at the speed that the machine had when its table was made."""
     fitted, table = run.audit.pairs, run.table
     references = [pair.architecture for pair in fitted]
@@ -113,7 +113,7 @@ def audit_run(run: Run, *, nets: int, rounds: int, seed: int, isolated_rounds: i
         with run.screen.bar("measuring parts alone") as advance:
             ms = isolated_ms(
                 parts,
-                rounds=isolated_rounds,
+                rounds=ISOLATED_ROUNDS,
                 threads=run.runtime.threads,
                 generator=generator,
                 progress=counted(advance),

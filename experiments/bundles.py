@@ -92,7 +92,7 @@ def read_table_bundle(run: Run) -> tuple[LatencyTable, dict[Architecture, Timing
     nets = _table_nets(run, space)
     if {net.name for net in plan.nets} != nets.keys():
         raise UserError(
-            f"{directory}: was written for another space or set of audit nets; write it again:"
+            f"{directory}: was written for another space or set of audit nets, or by another version; write it again:"
             " slimformer table EXPERIMENT.yaml --bundle DIR"
         )
     left_out = plan.left_out

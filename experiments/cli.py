@@ -28,7 +28,7 @@ INTERRUPTED = 130
 
 STAGE_HELP = {
     "supernet": "Train the supernet; write its weights, metrics and importance.json.",
-    "table": "Measure the latency table, here or on another device, and audit it on random whole nets.",
+    "table": "Measure the latency table, here or on another device, and audit it on whole nets.",
     "search": "Find, for every method and budget, an architecture whose whole net measures within the budget.",
     "retrain": "Retrain every architecture that was found, each standalone.",
     "export": "Write ONNX files, check their parity, and measure the whole nets; slim on where one is over its budget.",

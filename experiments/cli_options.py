@@ -30,7 +30,8 @@ SetOption = Annotated[
 ]
 RedoOption = Annotated[bool, typer.Option("--redo", help="Do again what the settings, or this command, touch.")]
 PluginOption = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="Your Python file with blocks or runtimes; may be repeated.")
+    list[Path] | None,
+    typer.Option("--plugin", help="Your Python file with blocks, runtimes or search methods; may be repeated."),
 ]
 
 

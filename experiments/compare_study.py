@@ -26,12 +26,12 @@ from experiments.experiment import Method
 from experiments.external_nets import ExternalNet
 from experiments.external_study import Externals
 from experiments.models import Job
+from experiments.plugins import file_of_method
 from experiments.run import Run
 from experiments.scoring import nets_scored
 from experiments.solving import Solver
 from experiments.study import CompareConfig, Study
 from experiments.study_units import FailedTraining, StudyFolder, TrainedNet, Training, failures, trained
-from search.methods import BUILT_IN
 from search.slimming import Unreachable
 from supernet import Architecture, cost
 from supernet.cost import Cost
@@ -105,9 +105,10 @@ class CompareStudy:
     def _searching(self, method: Method, seed: int) -> Path:
         """Where a method with a seed keeps its scores and trials, apart from others, so that each pays for its own.
 
-        A method of a user's own, edited, searches anew.
+        A method of a user's own whose file was edited searches anew.
         """
-        own = "" if method in BUILT_IN else f"-{digest_of([sha256(path) for path in self.run.plugins])[:8]}"
+        file = file_of_method(method)
+        own = "" if file is None else f"-{sha256(file)[:8]}"
         return self.folder.path / "searches" / self.key / f"{method}{own}-seed{seed}"
 
     def _nets_scored(self) -> dict[str, float]:

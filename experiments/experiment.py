@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from search.efficiency import MobileEfficiency
 from search.importance import ImportanceKind
-from search.methods import search_method
+from search.methods import search_method, takes_importance
 from supernet.schema import Record, RecordT, UserError, parse, parse_yaml, read_data
 from supernet.space import SearchSpace, SpaceShape
 from train.data import DataConfig
@@ -23,13 +23,8 @@ Milliseconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _known(method: str) -> str:
-    search_method(method)
-    return method
-
-
-Method = Annotated[str, AfterValidator(_known)]
-"""The name of a search method (`search.methods`)."""
+Method = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""The name of a search method (`search.methods`); that there is one is checked where it is asked for."""
 
 
 class Seeds(Record):
@@ -53,8 +48,9 @@ class TableConfig(Record):
     `standard_error_percent` of it (of an entry also a tenth of that of the largest net). `most_minutes` after the
     beginning all that ends, the first rounds too, and what is not known as well is marked; where nets take long to
     build it ends later, because half of these minutes are for measuring.
-    `audit_nets` random whole nets are measured against their predictions. `bundle` is the folder of a bundle that was
-    measured on another device (`slimformer table --bundle`): the table, and all latencies of the run, are that one's.
+    `audit_nets` whole nets, spread over the range, are measured against their predictions. `bundle` is the folder of a
+    bundle that was measured on another device (`slimformer table --bundle`): the table, and all latencies of the run,
+    are that one's.
     """
 
     added_later: ClassVar[frozenset[str]] = frozenset({"bundle"})
@@ -230,13 +226,25 @@ class Experiment(Record):
 
     @model_validator(mode="after")
     def _alphas_are_trained(self) -> Experiment:
-        by_alphas = "search" in self.search.methods and self.search.importance == "alpha"
-        if by_alphas and self.supernet.alpha.warmup_fraction == 1:
-            raise ValueError(
-                "supernet.alpha.warmup_fraction: 1 never trains the alphas, and the method search goes by them; take"
-                " less, search.importance: removal, or other search.methods"
-            )
+        if "search" in self.search.methods and (mistake := self._by_untrained_alphas("search")):
+            raise ValueError(mistake)
         return self
+
+    def _by_untrained_alphas(self, method: str) -> str | None:
+        """What is wrong if a method goes by importance, and that by alphas that are never trained."""
+        if self.search.importance != "alpha" or self.supernet.alpha.warmup_fraction < 1:
+            return None
+        return (
+            f"supernet.alpha.warmup_fraction: 1 never trains the alphas, and the method {method} goes by them; take"
+            " less, search.importance: removal, or other search.methods"
+        )
+
+    def check_methods(self, *, source: str) -> None:
+        """Raise `UserError` for a search method that is not known, or goes by alphas that are never trained."""
+        check_methods(self.search.methods, source=source, field="search.methods")
+        for name in filter(takes_importance, self.search.methods):
+            if mistake := self._by_untrained_alphas(name):
+                raise UserError(f"{source}: {mistake}")
 
     def search_space(self, *, num_classes: int) -> SearchSpace:
         """The search space for the experiment's images, of so many classes."""
@@ -251,7 +259,18 @@ def load_experiment(path: Path, *, overrides: tuple[str, ...] = ()) -> Experimen
 
     Raises `UserError` with one line for anything that is wrong.
     """
-    return load_overridden(Experiment, path, overrides)
+    experiment = load_overridden(Experiment, path, overrides)
+    experiment.check_methods(source=source_of(path, overrides))
+    return experiment
+
+
+def check_methods(methods: Sequence[str], *, source: str, field: str) -> None:
+    """Raise `UserError` for a search method that is not known, with its place in the field."""
+    for number, name in enumerate(methods, start=1):
+        try:
+            search_method(name)
+        except UserError as error:
+            raise UserError(f"{source}: {field}.{number}: {error}") from None
 
 
 def overridden(experiment: Experiment, overrides: Sequence[str], *, source: str) -> Experiment:
@@ -269,7 +288,12 @@ def load_overridden(record: type[RecordT], path: Path, overrides: tuple[str, ...
         raise UserError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
     for override in overrides:
         _override(data, override, where=f"--set {override}")
-    return parse(record, data, source=" ".join([str(path), *(f"--set {override}" for override in overrides)]))
+    return parse(record, data, source=source_of(path, overrides))
+
+
+def source_of(path: Path, overrides: Sequence[str]) -> str:
+    """A file and what was set otherwise, as mistakes name them."""
+    return " ".join([str(path), *(f"--set {override}" for override in overrides)])
 
 
 def _override(data: dict[str, Any], override: str, *, where: str) -> None:

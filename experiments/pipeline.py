@@ -11,6 +11,7 @@ import torch
 
 from experiments.artifacts import BegunStage, RunFolder, StageRecord, digest_of, folder_digest, sha256
 from experiments.experiment import Experiment
+from experiments.plugins import file_of_method
 from experiments.run import Run
 from experiments.stages import STAGES, Stage, clear_checkpoint, clear_working_files
 from supernet import UserError
@@ -117,8 +118,10 @@ def _key(run: Run, stage: Stage) -> tuple[str, dict[str, str]]:
     elif stage.builds:
         content["classes"] = run.space.num_classes
     if stage.builds:
-        plugins = run.plugins if stage.searches else run.plugins_of_models
-        content |= {f"plugin {path.name}": sha256(path) for path in plugins}
+        content |= {f"plugin {path.name}": sha256(path) for path in run.plugins_of_models}
+    if stage.searches:
+        files = {name: file_of_method(name) for name in run.experiment.search.methods}
+        content |= {f"method {name}": sha256(path) for name, path in files.items() if path is not None}
     content |= {f"file {path}": sha256(path) for path in stage.reads_files(run.experiment)}
     return digest_of(content), inputs
 

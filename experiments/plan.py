@@ -16,6 +16,7 @@ from experiments.experiment import Experiment, SearchConfig
 from experiments.importances import measured_kinds
 from experiments.run import all_threads, chosen_device, processes_at_once
 from search.measure import stopwatch_seconds
+from search.methods import BUILT_IN
 from search.refining import NEIGHBOURS, ROUNDS
 from search.table_building import table_nets
 from supernet import Architecture, MetaFormer, SearchSpace, Supernet, cost
@@ -137,6 +138,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
     seen = counts.training - held_out
     retrained = train.epochs * (counts.training if train.use_held_out else seen)
     scores = most_scores(space, search)
+    own = [name for name in search.methods if name not in BUILT_IN]
     scored = (
         min(search.score_images or held_out, round((1 - experiment.data.alpha_fraction) * held_out))
         + search.refit_images
@@ -159,7 +161,7 @@ def _estimates(experiment: Experiment, space: SearchSpace, counts: ImageCounts, 
         Estimate("table", *_table_work(experiment, space), 0.0),
         Estimate(
             "search",
-            f"at most {scores} scores of {scored:,} images",
+            f"at most {scores} scores of {scored:,} images" + (f", and those of {', '.join(own)}" if own else ""),
             scores * scored * forward,
             weights / 4,
         ),

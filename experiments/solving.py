@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from experiments.artifacts import digest_of
 from experiments.console import counted
 from experiments.importances import importance_by
 from experiments.limits import further_limits
 from experiments.models import Job, Proofs, ProvenOptimum
+from experiments.plugins import file_of_method, told
 from experiments.run import Run
 from experiments.scoring import Scorer, search_scorer
 from search.baselines import random_architecture, uniform_scaling
@@ -22,12 +25,12 @@ from search.front import Front, Scored
 from search.frontier import slim_frontier
 from search.importance import Importance, ImportanceKind
 from search.limits import AnyLimit, latency_limit
-from search.methods import answered, search_method
+from search.methods import architecture_of, search_method, takes_importance
 from search.random_search import TOLERANCE, random_search
 from search.refining import refined
 from search.slimming import check_reachable, slim
 from search.trajectory import Step, Trajectory
-from supernet import Architecture
+from supernet import Architecture, UserError
 from supernet.schema import plain, save
 from train.randomness import generator_for
 
@@ -232,19 +235,26 @@ class Solver:
                 return lambda asked_ms: self.own(job, asked_ms)
 
     def own(self, job: Job, asked_ms: float) -> Architecture:
-        """What a user's own method answers. Raises `UserError` for an answer that is none."""
-        run = self.run
+        """What a user's own method answers.
+
+        Raises `BudgetUnreachable` for too little, `Unreachable` where it has no answer, and `UserError` for an answer
+        that is none or an error of its own.
+        """
+        run, name = self.run, job.method
         check_reachable(run.runnable_space, table=run.table, budget_ms=asked_ms)
-        with run.screen.bar(f"{job.method} for {job.budget_ms:g} ms"):
-            answer = search_method(job.method)(
-                run.runnable_space,
-                table=run.table,
-                budget_ms=asked_ms,
-                score=self.scorer,
-                importance=self.importance(run.experiment.search.importance),
-                generator=generator_for(run.experiment.seeds.search, job.method, f"{job.budget_ms:g}"),
-            )
-        return answered(answer, job.method, space=run.runnable_space, table=run.table, budget_ms=asked_ms)
+        asked: dict[str, Any] = {"table": run.table, "budget_ms": asked_ms, "score": self.scorer}
+        asked["generator"] = generator_for(run.experiment.seeds.search, name, f"{job.budget_ms:g}")
+        # Measured importances cost scores, which are the method's only if it goes by them
+        asked["importance"] = self.importance(run.experiment.search.importance) if takes_importance(name) else None
+        with run.screen.bar(f"{name} for {job.budget_ms:g} ms"):
+            try:
+                answer = search_method(name)(run.runnable_space, **asked)
+            except (UserError, OSError, MemoryError, torch.OutOfMemoryError):  # not the method's fault
+                raise
+            except Exception as error:  # whatever a user's code raises, told by its own file and line
+                file = file_of_method(name) or Path("?")
+                raise UserError(f"search method {name}: {told(error, file)}") from error
+        return architecture_of(answer, name, space=run.runnable_space, table=run.table, budget_ms=asked_ms)
 
     def deliver(self, job: Job, *, ask_at_most_ms: float | None = None) -> Delivery:
         """An architecture whose whole net measures within the job's budget. Raises `BudgetUnreachable`.

@@ -122,7 +122,7 @@ def train_supernet_stage(run: Run) -> list[Path]:
 
 
 def table_stage(run: Run) -> list[Path]:
-    """Measure the latency table, and the random whole nets that audit it, all interleaved, or take a bundle's."""
+    """Measure the latency table, and the whole nets that audit it, all interleaved, or take a bundle's."""
     table, timings = read_table_bundle(run) if run.elsewhere else _measured_table(run)
     checked = audit(table, timings)
     table_path, audit_path = run.path / table.file_name, run.path / AUDIT
@@ -138,7 +138,7 @@ def table_stage(run: Run) -> list[Path]:
     run.screen.line(
         f"  {len(table.entries)} entries{f', {between} of them between measured ones' if between else ''}"
         f"{f', {loose} of them not settled' if loose else ''};"
-        f" on {len(checked.pairs)} random whole nets: mean absolute error"
+        f" on {len(checked.pairs)} whole nets: mean absolute error"
         f" {checked.mean_absolute_error_percent:.1f} % before the correction"
         + (f", {after:.1f} % after it on nets it was not fitted to" if after is not None else "")
     )

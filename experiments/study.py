@@ -16,8 +16,10 @@ from experiments.experiment import (
     Method,
     Milliseconds,
     Positive,
+    check_methods,
     load_experiment,
     load_overridden,
+    source_of,
 )
 from experiments.external_nets import ExternalName
 from experiments.run import Run
@@ -134,7 +136,10 @@ class Study(Record):
 
 def load_study(path: Path, *, overrides: tuple[str, ...] = ()) -> Study:
     """Read a study from YAML or JSON, with overrides such as "rank.architectures=10". Raises `UserError`."""
-    return load_overridden(Study, path, overrides)
+    study = load_overridden(Study, path, overrides)
+    if study.compare is not None:
+        check_methods(study.compare.methods, source=source_of(path, overrides), field="compare.methods")
+    return study
 
 
 def studied_run(study: Study, screen: Screen, *, command: str, plugins: Sequence[Path]) -> Run:

@@ -1,15 +1,17 @@
 """Search methods behind one call, those of the project and a user's own.
 
 A method is asked for architectures of a space within a latency, and answers with a `Trajectory` or a `Front`: whatever
-says which architecture is its own `at` a budget. A run calls what is below these methods itself, because it keeps what
-one budget's search has scored for the next; a method of a user's own is called as it is.
+says which architecture is its own `at` a budget. A run asks a user's own method through this call. Of the project's it
+asks what lies below them, with the settings of its experiment, because it keeps what one budget's search has scored for
+the next; here they are for who searches from Python.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
@@ -20,10 +22,13 @@ from search.frontier import slim_frontier
 from search.importance import Importance
 from search.latency_table import LatencyTable
 from search.random_search import random_search
-from search.slimming import BudgetUnreachable, Score, check_reachable, slim
+from search.slimming import Score, Unreachable, check_reachable, slim
 from search.trajectory import Trajectory
 from supernet import Architecture, SearchSpace, UserError
 from supernet.schema import nearest
+
+if TYPE_CHECKING:
+    from search.evolution import SamplerName  # which loads Optuna: half a second that other methods do not need
 
 TRIALS = 200  # what evolution and random search score where nothing else is said
 
@@ -105,13 +110,24 @@ def evolution(
     score: Score,
     generator: torch.Generator,
     trials: int = TRIALS,
+    population: int = 20,
+    sampler: SamplerName = "nsga2",
     **_: object,
 ) -> Front:
-    """Evolution by NSGA-II over score and latency (`search.evolution`)."""
-    from search.evolution import evolve  # loads Optuna: half a second that other methods do not need
+    """Evolution over score and latency through Optuna (`search.evolution`)."""
+    from search.evolution import evolve
 
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    return evolve(space, table=table, score=score, most_ms=budget_ms, trials=trials, seed=seed)
+    return evolve(
+        space,
+        table=table,
+        score=score,
+        most_ms=budget_ms,
+        trials=trials,
+        seed=seed,
+        population=population,
+        sampler=sampler,
+    )
 
 
 def best_of_random(
@@ -154,6 +170,7 @@ BUILT_IN: dict[str, SearchMethod] = {
     "uniform": uniform,
     "random": one_at_random,
 }
+ASKED = ("table", "budget_ms", "score", "importance", "generator")
 _OWN: dict[str, SearchMethod] = {}
 MethodT = TypeVar("MethodT", bound=SearchMethod)
 
@@ -161,7 +178,8 @@ MethodT = TypeVar("MethodT", bound=SearchMethod)
 def register_method(name: str) -> Callable[[MethodT], MethodT]:
     """Decorator that makes a search method known by its name, for `search.methods` and the methods of a study.
 
-    Raises `ValueError` if the name is taken, or cannot be a folder's name.
+    Raises `ValueError` if the name is taken, or cannot be a folder's name, or the method cannot be called as a
+    `SearchMethod` is.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"search method {name!r}: name it with small letters, digits and _")
@@ -169,6 +187,13 @@ def register_method(name: str) -> Callable[[MethodT], MethodT]:
         raise ValueError(f"search method {name!r} is registered already")
 
     def register(method: MethodT) -> MethodT:
+        try:
+            inspect.signature(method).bind(None, **dict.fromkeys(ASKED))
+        except TypeError as error:
+            raise ValueError(
+                f"search method {name!r}: cannot be called as (space, *, {', '.join(ASKED)}): {error}; what it has no"
+                " use for it takes as **_"
+            ) from None
         _OWN[name] = method
         return method
 
@@ -185,23 +210,30 @@ def search_method(name: str) -> SearchMethod:
     return found
 
 
+def takes_importance(name: str) -> bool:
+    """Whether a method of this name asks for the importance of MetaPaths. Raises as `search_method`."""
+    return "importance" in inspect.signature(search_method(name)).parameters
+
+
 def method_names() -> list[str]:
     """The names of all known methods, the project's first."""
     return [*BUILT_IN, *_OWN]
 
 
-def answered(answer: Answer, name: str, *, space: SearchSpace, table: LatencyTable, budget_ms: float) -> Architecture:
+def architecture_of(
+    answer: Answer, name: str, *, space: SearchSpace, table: LatencyTable, budget_ms: float
+) -> Architecture:
     """The architecture of a method's answer at a budget.
 
-    Raises `BudgetUnreachable` where the answer has none, and `UserError` where that is not of the space or not within
+    Raises `Unreachable` where the answer has none, and `UserError` where that is not of the space or not within
     the budget, and where the answer is none.
     """
     if not hasattr(answer, "at"):
         kind = type(answer).__name__
-        raise UserError(f"search method {name}: answers with an {kind}, not with a Trajectory or a Front")
+        raise UserError(f"search method {name}: answers with {kind}, not with a Trajectory or a Front")
     found = answer.at(budget_ms)
     if found is None:
-        raise BudgetUnreachable(budget_ms, table.latency_ms(table.fastest(space)))
+        raise Unreachable(f"search method {name}: has nothing within {budget_ms:g} ms, though the space has")
     net = found.architecture
     try:
         space.check(net)

@@ -56,8 +56,8 @@ from supernet.space import SearchSpace
 
 SETTLING_COPIES = 4  # by how much an entry at or below zero is measured again with more copies
 SETTLING_REFERENCES = 8  # nets that are measured again beside it, and tell the machine's speed
-PAIRS = 16  # most pairs of widths that are measured per transition between two stages: what lies between them on a 4 by 4
-# grid is known as well as if it were measured, because what a transition takes is nearly bilinear in its widths (LOG.md)
+PAIRS = 16  # most pairs of widths that are measured per transition between two stages: a 4 by 4 grid, because what a
+# transition takes is nearly bilinear in its widths (LOG.md)
 
 
 def required_keys(space: SearchSpace) -> set[LatencyKey]:

@@ -144,7 +144,7 @@ def test_the_readmes_runtime_runs_and_times_a_net_with_the_readmes_block() -> No
 
 @pytest.mark.usefixtures("readme_plugins")
 def test_the_readmes_search_method_climbs_within_the_budget() -> None:
-    (name,) = re.findall(r"`--method (hill_climbing)`", README)
+    (name,) = re.findall(r"--method (hill_climbing) ", README)
     space = readme_space()
     table, best = table_of(space), space.scaled(0.5)
 

@@ -13,8 +13,10 @@ from experiments.artifacts import RunFolder, digest_of
 from experiments.console import Screen
 from experiments.experiment import DeviceLimit, LimitsConfig
 from experiments.models import Job, Proofs
+from experiments.plugins import file_of_method, import_plugins, without_methods
 from experiments.run import Run
 from experiments.solving import Solver, architecture_path
+from search import runtimes
 from search.correction import Correction
 from search.limits import LimitsUnreachable
 from search.refining import refined
@@ -286,3 +288,43 @@ def test_a_method_of_a_users_own_is_one_of_the_run_and_asks_for_no_new_supernet(
     assert slimformer(*words, "--redo", "--plugin", plugin).code == 0
     edited = RunFolder(copied).manifest.stages
     assert [edited[name] == after[name] for name in ("supernet", "table", "search")] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return space.smallest.widths", r"test_wrong_method.py, line 6: AttributeError: 'Architecture' object has no"),
+        ("return None", r"search method test_wrong: answers with NoneType, not with a Trajectory or a Front"),
+        ("raise ValueError('two\\nlines')", r"test_wrong_method.py, line 6: ValueError: two lines$"),
+    ],
+)
+def test_a_mistake_in_a_method_of_a_users_own_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    monkeypatch.setattr("search.methods._OWN", {})
+    plugin = tmp_path / "test_wrong_method.py"
+    plugin.write_text(
+        "from search.methods import register_method\n\n\n@register_method('test_wrong')\n"
+        f"def wrong(space, **_):\n    {body}\n"
+    )
+    import_plugins([plugin])
+    solve = Solver(run).method(Job(method="test_wrong", budget_ms=1.0))
+    with pytest.raises(UserError, match=message) as raised:
+        solve(run.table.latency_ms(run.space.largest))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_with_methods_alone_changes_no_model_and_one_with_a_runtime_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.methods._OWN", {})
+    monkeypatch.setattr("search.runtimes._FACTORIES", dict(runtimes._FACTORIES))
+    alone, both = tmp_path / "test_methods_alone.py", tmp_path / "test_methods_and_more.py"
+    alone.write_text(METHOD)
+    more = "from search.runtimes import register_runtime\nregister_runtime('test_other')(lambda threads: None)\n"
+    both.write_text(METHOD.replace("test_widest", "test_other") + more)
+    import_plugins([alone, both])
+    assert without_methods([alone, both]) == (both,)
+    assert [file_of_method(name) for name in ("test_widest", "test_other", "exact")] == [alone, both, None]
+    with pytest.raises(UserError, match="another is called 'test_methods_alone' too; give the file another name"):
+        import_plugins([alone, tmp_path / "other" / alone.name])

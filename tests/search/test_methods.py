@@ -11,15 +11,16 @@ import torch
 from search.front import Front, Scored
 from search.importance import Importance
 from search.methods import (
-    answered,
+    architecture_of,
     best_of_random,
     evolution,
     method_names,
     one_at_random,
     register_method,
     search_method,
+    takes_importance,
 )
-from search.slimming import BudgetUnreachable
+from search.slimming import BudgetUnreachable, Unreachable
 from search.trajectory import Trajectory
 from supernet import Architecture, SearchSpace, UserError
 from tests.search.test_agreement import table_of
@@ -66,7 +67,7 @@ def test_every_method_answers_within_the_budget_and_the_same_for_the_same_seed(
     budget_ms = (table.latency_ms(space.largest) + table.latency_ms(space.smallest)) / 2
     answer = ask(name, space, importance, budget_ms)
     assert isinstance(answer, Trajectory if name in ("search", "frontier") else Front)
-    net = answered(answer, name, space=space, table=table, budget_ms=budget_ms)
+    net = architecture_of(answer, name, space=space, table=table, budget_ms=budget_ms)
     assert table.latency_ms(net) <= budget_ms
     assert ask(name, space, importance, budget_ms) == answer
 
@@ -123,6 +124,19 @@ def test_a_name_that_is_taken_or_cannot_be_a_folder_is_refused(own: dict[str, An
         register_method(name)
 
 
+def test_a_method_that_cannot_be_called_as_methods_are_is_refused_at_once(own: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"'mine': cannot be called as \(space, \*, table, budget_ms, .*\): got an unex"
+    ):
+        register_method("mine")(lambda space, *, table, budget_ms, score, generator: Front(()))  # type: ignore[arg-type,misc]
+    assert not own
+
+
+def test_a_method_is_asked_whether_it_goes_by_importance(own: dict[str, Any]) -> None:
+    register_method("mine")(lambda space, *, importance, **_: Front(()))
+    assert [name for name in method_names() if takes_importance(name)] == ["search", "mine"]
+
+
 def test_an_unknown_method_is_told_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown search method 'exakt' \(did you mean exact\?\); a method of your"):
         search_method("exakt")
@@ -137,13 +151,13 @@ def test_an_answer_that_is_none_is_refused(space: SearchSpace) -> None:
             return Scored(net, 0.0, 0.0)
 
     with pytest.raises(UserError, match=r"search method mine: asked for .* ms, it answers with an architecture of "):
-        answered(Anything(), "mine", space=space, table=table, budget_ms=0.9 * ms)
-    with pytest.raises(BudgetUnreachable):
-        answered(Front(()), "mine", space=space, table=table, budget_ms=ms)
-    with pytest.raises(UserError, match="search method mine: answers with an Architecture, not with a Trajectory or"):
-        answered(net, "mine", space=space, table=table, budget_ms=ms)  # type: ignore[arg-type]
+        architecture_of(Anything(), "mine", space=space, table=table, budget_ms=0.9 * ms)
+    with pytest.raises(Unreachable, match=r"search method mine: has nothing within .* ms, though the space has"):
+        architecture_of(Front(()), "mine", space=space, table=table, budget_ms=ms)
+    with pytest.raises(UserError, match="search method mine: answers with Architecture, not with a Trajectory or"):
+        architecture_of(net, "mine", space=space, table=table, budget_ms=ms)  # type: ignore[arg-type]
     net = net.model_copy(update={"stages": net.stages[:-1]})
     with pytest.raises(
         UserError, match=r"search method mine: answers with an architecture that is not of the space \(2 s"
     ):
-        answered(Anything(), "mine", space=space, table=table, budget_ms=ms)
+        architecture_of(Anything(), "mine", space=space, table=table, budget_ms=ms)
