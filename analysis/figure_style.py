@@ -49,7 +49,7 @@ _METHODS = {
     "uniform": ("vermillion", "s"),
     "random": ("grey", "D"),
 }
-_OTHER_METHODS = (("yellow", "h"), ("ink", "*"), ("muted", "p"))
+_OTHER_METHODS = (("ink", "*"), ("muted", "p"), ("yellow", "h"))
 _BLOCKS = {"identity": "paper", "mb4d": "sky", "mb3d": "orange", "separable_conv": "green", "conv": "purple"}
 _OTHER_BLOCKS = ("yellow", "blue", "vermillion")
 _ACTIONS = {"skip_path": "ink", "drop_first_3d": "orange", "narrow_stage": "purple", "change_candidate": "sky"}
