@@ -209,7 +209,7 @@ def test_the_table_command_takes_a_bundle_and_does_it_again_when_it_was_measured
         ("table.runtime=openvino", "but the experiment asks for openvino"),
         ("data.resolution_px=16", "was written for 8x8 pixels, but the experiment has 16x16"),
         ("space.stages.1.width_channels.largest=24", "was written for another space"),
-        ("seeds.table=1", "was written for another space or set of audit nets"),
+        ("table.audit_nets=5", "was written for another space or set of audit nets"),
     ],
 )
 def test_a_bundle_of_something_else_is_refused_before_anything_is_written(

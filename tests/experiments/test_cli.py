@@ -236,7 +236,10 @@ def test_a_search_takes_its_methods_and_budgets_from_the_command_line(copied: Pa
     assert found == {
         f"{method}/architecture-{budget:g}ms.yaml" for method in ("random", "uniform") for budget in (fast_ms, slow_ms)
     }
-    assert "(got 'serach')" in slimformer("search", copied, "--method", "serach", "--redo").mistake
+    assert (
+        "search method 'serach' (did you mean search?)"
+        in slimformer("search", copied, "--method", "serach", "--redo").mistake
+    )
     assert "search.budgets_ms" in slimformer("search", copied, "--budget-ms", "-1", "--redo").mistake
 
 
