@@ -432,7 +432,9 @@ def measure_files(files: list[str], runtime: str, threads: int, rounds: int) -> 
     nets: dict[str, Net] = {}
     for file in files:
         try:
-            nets[file] = BUILD[runtime](Path(file), None, threads)
+            run = BUILD[runtime](Path(file), None, threads)
+            run()
+            nets[file] = run
         except Exception as error:
             print(f"does not run here: {file}: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
     if not nets:

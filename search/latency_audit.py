@@ -119,7 +119,7 @@ def audit(table: LatencyTable, timings: Mapping[Architecture, Timing]) -> Latenc
 def evenly_spread(values: Sequence[float], count: int) -> list[int]:
     """The indices of at most `count` of the values, as evenly over their range as they come, from the smallest on.
 
-    A correction that is fitted on nets from the middle of a range alone is a guess at its ends (LOG.md, 2026-11-29).
+    A correction that is fitted on such nets is better than on those of middling size that chance prefers (LOG.md).
     """
     left = sorted(range(len(values)), key=values.__getitem__)
     chosen: list[int] = []

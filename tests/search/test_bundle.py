@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from search import bundle_script
@@ -312,9 +314,19 @@ def test_a_device_without_runtime_or_numpy_or_plan_is_told_what_to_do_in_one_lin
 
 def test_a_single_model_that_does_not_run_is_a_line_and_the_others_are_measured(bundle: Path) -> None:
     (bundle / "broken.onnx").write_bytes(b"no model")
-    done = on_device(bundle, "broken.onnx", "nets/0001.onnx", "--rounds", "2")
+    taken = helper.make_node("Gather", ["images", "index"], ["taken"], axis=1)  # of three channels the hundredth
+    graph = helper.make_graph(
+        [taken],
+        "late",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("taken", TensorProto.FLOAT, [1, 4, 4])],
+        [helper.make_tensor("index", TensorProto.INT64, [], [99])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), bundle / "late.onnx")
+    done = on_device(bundle, "broken.onnx", "late.onnx", "nets/0001.onnx", "--rounds", "2")
     assert done.returncode == 0, done.stderr
     assert "does not run here: broken.onnx: InvalidProtobuf: " in done.stderr
+    assert "does not run here: late.onnx: InvalidArgument: " in done.stderr
     assert [line.split()[-1] for line in done.stdout.splitlines()] == ["nets/0001.onnx"]
     assert on_device(bundle, "broken.onnx").returncode == 2
 
