@@ -276,6 +276,9 @@ def test_a_method_of_a_users_own_is_one_of_the_run_and_asks_for_no_new_supernet(
     words = ("run", copied, "--until", "search", "--set", "search.methods=[test_widest, uniform]")
     assert "unknown search method 'test_widest' (known: " in slimformer(*words).mistake
     before = RunFolder(copied).manifest.stages
+    plan = slimformer(*words, "--plan", "--redo", "--plugin", plugin)
+    assert " images, and those of test_widest" in " ".join(plan.out.split()), plan.err
+    monkeypatch.setattr("search.methods._OWN", {})
     outcome = slimformer(*words, "--redo", "--plugin", plugin)
     assert outcome.code == 0, outcome.err
     found = sorted(path.name for path in (copied / "architectures" / "test_widest").glob("*.yaml"))

@@ -371,6 +371,10 @@ def test_a_comparison_delivers_and_trains_what_is_shared_once(
     assert random_search["accuracy_percent"] == results["random_search"]["accuracy_percent"]
     assert (own["method"], own["search_seeds"], own["missing"]) == ("test_widest", [0, 1], 0)
     assert set(trained_nets) <= {(net["digest"], seed) for net in own["nets"] for seed in (0, 1)}
+    monkeypatch.setattr("search.methods._OWN", {})  # the folder is read without the plugin by who does not ask for it
+    reported = slimformer("study", tmp_path / "study.yaml", "--out", out, "--report")
+    assert reported.code == 0, reported.err
+    assert record(out, "study.json")["results"] == found["results"]
 
 
 def test_timms_models_are_as_wide_as_the_budget_and_trained_and_measured_like_the_others(
