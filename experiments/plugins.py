@@ -66,7 +66,8 @@ def _line(error: Exception, path: Path) -> int:
     if isinstance(error, SyntaxError) and error.lineno is not None:
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
-    return next((frame.lineno or 1 for frame in reversed(frames) if Path(frame.filename) == path), 1)
+    here = path.resolve()
+    return next((frame.lineno or 1 for frame in reversed(frames) if Path(frame.filename).resolve() == here), 1)
 
 
 def _blocks_and_runtimes() -> tuple[list[str], list[str]]:

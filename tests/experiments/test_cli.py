@@ -454,13 +454,20 @@ def test_a_plugins_block_and_runtime_can_be_named_in_the_experiment(
     ],
 )
 def test_a_plugin_that_fails_is_one_line_that_says_where(
-    tiny: Callable[..., Path], tmp_path: Path, slimformer: Slimformer, text: str, parts: tuple[str, ...]
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    slimformer: Slimformer,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    parts: tuple[str, ...],
 ) -> None:
-    plugin = tmp_path / "test_failing_plugin.py"
+    plugin, path = tmp_path / "test_failing_plugin.py", tiny()
     plugin.write_text(text)
-    mistake = slimformer("run", tiny(), "--out", tmp_path / "run", "--plugin", plugin).mistake
-    for part in (f"--plugin {plugin}, ", *parts):
-        assert part in mistake
+    monkeypatch.chdir(tmp_path)
+    for named in (plugin, plugin.name):
+        mistake = slimformer("run", path, "--out", tmp_path / "run", "--plugin", named).mistake
+        for part in (f"--plugin {named}, ", *parts):
+            assert part in mistake
     assert not (tmp_path / "run").exists()
 
 
